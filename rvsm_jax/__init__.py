@@ -1,0 +1,105 @@
+"""Train neural networks to exact zeros, with Optax."""
+
+from rvsm_jax._admm import ADMMState, admm
+from rvsm_jax._diagnostics import critical_point_residual, lagrangian
+from rvsm_jax._masks import by_path, kernels, layer_index
+from rvsm_jax._metrics import (
+  flop_ratio,
+  neurons_removed,
+  parameter_ratio,
+  sign_changes,
+  sparsity,
+  sparsity_by_scale,
+)
+from rvsm_jax._penalties import (
+  Penalty,
+  capped_l1,
+  cardinality,
+  combined_group_exclusive,
+  elastic_net,
+  exclusive_lasso,
+  exclusive_lasso_one_step,
+  group_lasso,
+  integrated_tl1,
+  integrated_tl1_schedule,
+  l0,
+  l1,
+  l1_minus_l2,
+  log_penalty,
+  lp,
+  mcp,
+  nonnegative,
+  nuclear,
+  scad,
+  scaled,
+  sparse_group_lasso,
+  transformed_l1,
+)
+from rvsm_jax._proximal import (
+  PenaltyGradientState,
+  ProximalState,
+  add_penalty_gradient,
+  proximal,
+  proximal_sgd,
+)
+from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
+from rvsm_jax._sparse_params import sparse_params
+from rvsm_jax._thresholds import (
+  block_soft_threshold,
+  hard_threshold,
+  soft_threshold,
+  transformed_l1_threshold,
+)
+
+__version__ = "0.1.0"
+
+__all__ = (
+  "ADMMState",
+  "Penalty",
+  "PenaltyGradientState",
+  "ProximalState",
+  "RVSMState",
+  "add_penalty_gradient",
+  "admm",
+  "block_soft_threshold",
+  "by_path",
+  "capped_l1",
+  "cardinality",
+  "combined_group_exclusive",
+  "critical_point_residual",
+  "elastic_net",
+  "exclusive_lasso",
+  "exclusive_lasso_one_step",
+  "flop_ratio",
+  "group_lasso",
+  "hard_threshold",
+  "integrated_tl1",
+  "integrated_tl1_schedule",
+  "kernels",
+  "l0",
+  "l1",
+  "l1_minus_l2",
+  "lagrangian",
+  "layer_index",
+  "log_penalty",
+  "lp",
+  "mcp",
+  "neurons_removed",
+  "nonnegative",
+  "nuclear",
+  "parameter_ratio",
+  "proximal",
+  "proximal_sgd",
+  "rvsm",
+  "rvsm_sgd",
+  "scad",
+  "scaled",
+  "sign_changes",
+  "soft_threshold",
+  "sparse_group_lasso",
+  "sparse_params",
+  "sparsity",
+  "sparsity_by_scale",
+  "transformed_l1",
+  "transformed_l1_threshold",
+)

@@ -1,0 +1,99 @@
+"""What RVSM minimises, and how far it is from a critical point."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+import optax
+
+from rvsm_jax import _penalties
+
+
+def _present(u: Any) -> bool:
+  return u is not None and not isinstance(u, optax.MaskedNode)
+
+
+def lagrangian(
+  loss: ArrayLike | Callable[[optax.Params], jax.Array],
+  penalty: _penalties.Penalty,
+  params: optax.Params,
+  u: Any,
+  *,
+  lam: ArrayLike,
+  beta: ArrayLike,
+) -> jax.Array:
+  r"""The function that RVSM descends.
+
+  .. math::
+    L_\beta(w, u) = f(w) + \lambda P(u) + \tfrac\beta2 \|w - u\|_2^2
+
+  Xue & Xin (2019), section 2; Dinh & Xin (2020), equation (8).
+
+  Args:
+    loss: f(w), or the function f.
+    penalty: the penalty P, summed over leaves.
+    params: w.
+    u: the auxiliary weights, in the structure of `params`; leaves that are None or
+      `optax.MaskedNode()` do not count, as in `RVSMState.u`.
+    lam: weight of the penalty.
+    beta: stiffness.
+
+  Returns:
+    A scalar.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> w, u = jnp.array([1.0, 0.5]), jnp.array([1.0, 0.0])
+    >>> print(rvsm_jax.lagrangian(3.0, rvsm_jax.l0(), w, u, lam=0.5, beta=2.0))
+    3.75
+  """
+  _penalties.check_penalty(penalty)
+
+  def split_terms(w: jax.Array, v: Any) -> Any:
+    if not _present(v):
+      return None
+    distance = jnp.sum(jnp.square(w - v.astype(w.dtype)))
+    return lam * penalty.value(v) + beta / 2 * distance
+
+  value = jnp.asarray(loss(params) if callable(loss) else loss)
+  return sum(jax.tree.leaves(jax.tree.map(split_terms, params, u)), value)
+
+
+def critical_point_residual(
+  grads: optax.Updates, params: optax.Params, u: Any, beta: ArrayLike
+) -> jax.Array:
+  r"""Norm of the gradient of the Lagrangian in w, zero at a limit point of RVSM.
+
+  .. math::
+    \| \nabla f(w) + \beta (w - u) \|_2
+
+  At a limit :math:`\nabla f(w) = \beta (u - w)`; equation (2.5) of Xue & Xin (2019)
+  prints the opposite sign.
+
+  Args:
+    grads: the gradient of f at w, in the structure of `params`.
+    params: w.
+    u: the auxiliary weights; leaves that are None or `optax.MaskedNode()` are taken
+      as equal to w, as in `RVSMState.u`.
+    beta: stiffness.
+
+  Returns:
+    A scalar.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> w, u = jnp.array([1.0, 0.5]), jnp.array([1.0, 0.0])
+    >>> print(rvsm_jax.critical_point_residual(jnp.array([3.0, -1.0]), w, u, 2.0))
+    3.0
+  """
+
+  def residual(w: jax.Array, g: jax.Array | None, v: Any) -> jax.Array | None:
+    if g is None or not _present(v):
+      return g
+    return g + beta * (w - v.astype(w.dtype))
+
+  return optax.tree.norm(jax.tree.map(residual, params, grads, u))

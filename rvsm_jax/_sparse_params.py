@@ -1,0 +1,84 @@
+"""Reads the sparse network out of an optimizer state."""
+
+from typing import Any
+
+import jax
+import optax
+
+from rvsm_jax import _admm, _masks, _rvsm
+
+_CARRIERS = (_rvsm.RVSMState, _admm.ADMMState)
+
+
+def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+  """The params with every leaf that has an auxiliary u replaced by it.
+
+  Args:
+    opt_state: a state in which, at any depth and in any wrapper (chain, masked,
+      partition, MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`),
+      stands one or more states of :func:`rvsm` or :func:`admm`.
+    params: the current params.
+
+  Returns:
+    A pytree of the structure and dtypes of `params`; leaves without u, those that a
+    mask left out, are those of `params`.
+
+  Raises:
+    ValueError: if no state carries a u, two states claim one leaf, or a u does not
+      fit `params`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> tx = rvsm_jax.rvsm_sgd(0.1, rvsm_jax.l0(), lam=0.5, beta=1.0)
+    >>> params = {"kernel": jnp.array([[2.0, 0.5]])}
+    >>> print(rvsm_jax.sparse_params(tx.init(params), params)["kernel"])
+    [[2. 0.]]
+  """
+  states = [
+    state
+    for state in jax.tree.leaves(opt_state, is_leaf=_is_carrier)
+    if _is_carrier(state)
+  ]
+  if not states:
+    raise ValueError(
+      f"opt_state carries no auxiliary weights: found no RVSMState or ADMMState in a"
+      f" {type(opt_state).__name__}; pass the state of a chain with one."
+    )
+  found: dict[tuple[str, ...], jax.Array] = {}
+  for state in states:
+    if state.u is None:
+      raise ValueError(
+        "opt_state comes from rvsm(carry_u=False) and holds no u: take"
+        " penalty.prox(w, lam / beta) of the params instead, or carry_u=True."
+      )
+    for path, u in jax.tree_util.tree_leaves_with_path(state.u):
+      names = _masks.path_names(path)
+      if names in found:
+        raise ValueError(
+          f"Two states in opt_state claim the params leaf {'/'.join(names)!r}: give"
+          " them disjoint masks."
+        )
+      found[names] = u
+
+  def replace(path: tuple, w: Any) -> Any:
+    u = found.pop(_masks.path_names(path), w)
+    if u.shape != w.shape:
+      raise ValueError(
+        f"u of the params leaf {'/'.join(_masks.path_names(path))!r} has shape"
+        f" {u.shape}, the leaf {w.shape}: pass the params that opt_state belongs to."
+      )
+    return u.astype(w.dtype)
+
+  out = jax.tree_util.tree_map_with_path(replace, params)
+  if found:
+    unknown = ["/".join(names) for names in found]
+    raise ValueError(
+      f"opt_state has u for the leaves {unknown}, which params have not: pass the"
+      " params that opt_state belongs to."
+    )
+  return out
+
+
+def _is_carrier(node: Any) -> bool:
+  return isinstance(node, _CARRIERS)

@@ -1,0 +1,387 @@
+r"""Proximal maps of scalar penalties, and of the group norm, as functions.
+
+For a penalty :math:`P` and a step :math:`\gamma \ge 0` the proximal map is
+
+.. math::
+  \mathrm{prox}_{\gamma P}(x) = \arg\min_u \; \gamma P(u) + \tfrac12 \|u - x\|^2.
+
+All functions keep the shape and dtype of `x`, compute half precisions in
+float32, let NaN and infinities through, and take `gamma` (and every
+hyperparameter) as a number, an array that broadcasts to `x`, or a tracer.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
+
+from rvsm_jax import _validate
+
+Groups = str | Sequence[int]
+
+
+def elementwise(prox: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Lets `prox(x, gamma, *hyperparams)` see arrays of one precision only.
+
+  `prox` computes in float32 or better, for finite x; the wrapper checks shapes,
+  casts back, and passes non-finite entries through.
+  """
+
+  @functools.wraps(prox)
+  def wrapper(x: ArrayLike, gamma: ArrayLike, *hyperparams: ArrayLike) -> jax.Array:
+    x = _validate.float_array("x", x)
+    _validate.check_nonnegative("gamma (the step)", gamma)
+    dtype = _validate.compute_dtype(x.dtype)
+    args = [jnp.asarray(h).astype(dtype) for h in (gamma, *hyperparams)]
+    for arg in args:
+      if not broadcasts_to(arg.shape, x.shape):
+        raise ValueError(
+          f"A step or hyperparameter of shape {arg.shape} does not broadcast to"
+          f" x of shape {x.shape}: pass a scalar, or one value per entry of x."
+        )
+    out = prox(x.astype(dtype), *args)
+    return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
+
+  return wrapper
+
+
+def signed(size: jax.Array, x: jax.Array) -> jax.Array:
+  """`size >= 0` with the sign of `x`; zeros are +0."""
+  return jnp.where(size > 0, jnp.sign(x) * size, 0)
+
+
+def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+  """Whether an array of `shape` broadcasts to `target` without changing it."""
+  try:
+    return np.broadcast_shapes(shape, target) == target
+  except ValueError:
+    return False
+
+
+def implicit_derivative(
+  penalty_slope: Callable[..., jax.Array],
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+  r"""Derivative of a proximal map of magnitudes from its optimality condition.
+
+  Where the solution :math:`u > 0`, it solves
+  :math:`u - x + \gamma \rho'(u; \theta) = 0`, so that
+
+  .. math::
+    du = \frac{dx - d[\gamma \rho'](u; \theta)}{1 + \gamma \rho''(u; \theta)},
+
+  and 0 where :math:`u = 0`: cheaper and safer than to differentiate through
+  the branches of a solver.
+
+  Args:
+    penalty_slope: :math:`\rho'(u, *theta)` for `u > 0`.
+  """
+
+  def decorate(solve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    solver = jax.custom_jvp(solve)
+
+    @solver.defjvp
+    def solver_jvp(primals: tuple, tangents: tuple) -> tuple:
+      gamma, *theta = primals[1:]
+      u = solver(*primals)
+      active = u > 0
+      point = jnp.where(active, u, 1)
+
+      def pull(point: jax.Array, gamma: jax.Array, *theta: jax.Array) -> jax.Array:
+        return gamma * penalty_slope(point, *theta)
+
+      _, slope = jax.jvp(
+        lambda p: pull(p, gamma, *theta), (point,), (jnp.ones_like(point),)
+      )
+      _, change = jax.jvp(functools.partial(pull, point), (gamma, *theta), tangents[1:])
+      # The curvature is positive but where the map itself has a vertical slope.
+      curvature = jnp.maximum(1 + slope, jnp.finfo(u.dtype).eps)
+      return u, jnp.where(active, (tangents[0] - change) / curvature, 0)
+
+    return solver
+
+  return decorate
+
+
+@elementwise
+def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
+  r"""Proximal map of the l0 penalty: keeps entries above :math:`\sqrt{2\gamma}`.
+
+  .. math::
+    H_\gamma(x) = 0 \text{ if } |x| \le \sqrt{2\gamma}, \text{ else } x
+
+  Xue & Xin (2019), equation (2.1).
+
+  Args:
+    x: array of floating point numbers.
+    gamma: step, `>= 0`, broadcast against `x`.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> print(rvsm_jax.hard_threshold(jnp.array([-2.0, 0.5, 1.5]), 0.5))
+    [-2.   0.   1.5]
+  """
+  # Written as "drop" rather than "keep" so that prox(x, 0) is x also where
+  # subnormal numbers compare equal to zero.
+  return jnp.where((jnp.abs(x) <= jnp.sqrt(2 * gamma)) & (gamma > 0), 0, x)
+
+
+@elementwise
+def soft_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
+  r"""Proximal map of the l1 penalty.
+
+  .. math::
+    S_\gamma(x) = \mathrm{sgn}(x) \max(|x| - \gamma, 0)
+
+  Xue & Xin (2019), equation (2.2).
+
+  Args:
+    x: array of floating point numbers.
+    gamma: step, `>= 0`, broadcast against `x`.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> print(rvsm_jax.soft_threshold(jnp.array([-2.0, 0.5, 1.5]), 1.0))
+    [-1.   0.   0.5]
+  """
+  return x - jnp.clip(x, -gamma, gamma)
+
+
+@functools.cache
+def _tl1_coefficients(degree: int) -> tuple[float, ...]:
+  r"""Power series in :math:`s = 2r - 1` of the shrinkage factor of TL1.
+
+  :math:`H(\cos\theta) = 9 \sin^2(\theta/3) / \sin^2\theta` is analytic in
+  :math:`r = \cos\theta` on [0, 1], its nearest singularity is at r = -1, so the
+  Chebyshev interpolant converges like :math:`(3 + \sqrt 8)^{-degree}`.
+  """
+  order, odd = np.arange(degree + 1), 2 * np.arange(degree + 1) + 1
+  quarter = np.pi / (2 * len(order))
+  theta = np.arccos((1 + np.cos(quarter * odd)) / 2)
+  factor = 9 * (np.sin(theta / 3) / np.sin(theta)) ** 2
+  # Angles reduced as integers: NumPy's own interpolation loses two digits here.
+  waves = np.cos(quarter * (np.outer(order, odd) % (4 * len(order))))
+  coefficients = 2 / len(order) * (waves @ factor)
+  coefficients[0] /= 2
+  return tuple(np.polynomial.chebyshev.cheb2poly(coefficients).tolist())
+
+
+def transformed_l1_cutoff(gamma: ArrayLike, a: ArrayLike) -> jax.Array:
+  """Largest magnitude that the proximal map of transformed l1 sends to zero."""
+  gamma, a = jnp.asarray(gamma), jnp.asarray(a)
+  convex = 2 * gamma * (a + 1) <= a * a
+  return jnp.where(convex, gamma * ((a + 1) / a), jnp.sqrt(2 * gamma * (a + 1)) - a / 2)
+
+
+def _two_product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The product, and its rounding error (Dekker 1971, split on the bits)."""
+  low_bits = -(jnp.finfo(x.dtype).nmant // -2)
+  integer = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
+
+  def split(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    bits = jax.lax.bitcast_convert_type(v, integer) & -(1 << low_bits)
+    high = jax.lax.bitcast_convert_type(bits, v.dtype)
+    return high, v - high
+
+  (xh, xl), (yh, yl) = split(x), split(y)
+  product = x * y
+  return product, ((xh * yh - product) + xh * yl + xl * yh) + xl * yl
+
+
+def _distance_from_double_root(
+  x: jax.Array, gamma: jax.Array, a: jax.Array
+) -> jax.Array:
+  r"""The difference a + x - k, for :math:`k^3 = \tfrac{27}{4} \gamma a (a + 1)`.
+
+  At x = k - a the two stationary points of TL1's proximal problem coincide, and its
+  map has a vertical slope: what is lost to rounding here is multiplied there.
+  """
+  successor = a + 1
+  rest = jnp.where(a > 1, (a - successor) + 1, (1 - successor) + a)
+  product, error = _two_product(gamma, a)
+  cube, cube_error = _two_product(product, successor)
+  cube_error += product * rest + error * successor
+  # k = 3 j for j^3 = cube / 4; one Newton step gives the lower half of j.
+  j = jnp.cbrt(cube / 4)
+  square, square_error = _two_product(j, j)
+  third, third_error = _two_product(square, j)
+  j_error = (cube / 4 - third) - (third_error + square_error * j) + cube_error / 4
+  j_error = jnp.where(j > 0, j_error / (3 * square), 0)
+  k, k_error = _two_product(jnp.full_like(j, 3), j)
+  return ((a - k) + x) - (k_error + 3 * j_error)
+
+
+@implicit_derivative(lambda u, a: (a / (a + u)) * ((a + 1) / (a + u)))
+def _transformed_l1(x: jax.Array, gamma: jax.Array, a: jax.Array) -> jax.Array:
+  """Proximal map of transformed l1 for x >= 0."""
+  m = a + x
+  slope = (a / m) * ((a + 1) / m)
+  sine = 6.75 * (gamma / m) * slope  # sin(theta)^2
+  # 1 - (k/m)^3 without cancellation, for the distance d = m - k.
+  d = _distance_from_double_root(x, gamma, a) / m
+  cosine = jnp.where(sine < 0.5, 1 - sine, d * (3 - d * (3 - d)))
+  s = 2 * jnp.sqrt(jnp.where(cosine > 0, cosine, 0)) - 1
+  factor = jnp.zeros_like(s)
+  for c in reversed(_tl1_coefficients(20 if x.dtype == jnp.float64 else 10)):
+    factor = factor * s + c
+  cutoff = transformed_l1_cutoff(gamma, a)
+  # The shrinkage is at most the cutoff, and rounding must not make it more.
+  shrinkage = jnp.minimum(gamma * slope * factor, cutoff)
+  return jnp.where((x <= cutoff) & (gamma > 0), 0, x - shrinkage)
+
+
+@elementwise
+def transformed_l1_threshold(x: jax.Array, gamma: jax.Array, a: jax.Array) -> jax.Array:
+  r"""Proximal map of the transformed l1 penalty, in closed form.
+
+  .. math::
+    T_\gamma(x) = 0 \text{ if } |x| \le t, \text{ else }
+    \mathrm{sgn}(x) \, (|x| - \gamma \tfrac{a(a+1)}{(a+|x|)^2} H(\cos\theta))
+
+  with :math:`\sin^2\theta = \frac{27 \gamma a (a+1)}{4 (a+|x|)^3}`,
+  :math:`H(\cos\theta) = 9\sin^2(\theta/3)/\sin^2\theta \in [1, 9/4]`, and
+  :math:`t = \gamma (a+1)/a` if :math:`\gamma \le a^2/(2(a+1))`, else
+  :math:`t = \sqrt{2\gamma(a+1)} - a/2`.
+
+  This equals Xue & Xin (2019), equations (2.3) and (2.4), without the
+  cancellation that costs their arccos form all digits of a small shrinkage; H is
+  evaluated as a polynomial.
+
+  Args:
+    x: array of floating point numbers.
+    gamma: step, `>= 0`, broadcast against `x`.
+    a: shape, `> 0`: tends to hard thresholding as `a -> 0`, and to soft
+      thresholding as `a -> inf`.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> x = jnp.array([-2.0, 0.5, 1.5])
+    >>> print(rvsm_jax.transformed_l1_threshold(x, 0.5, 1.0))
+    [-1.8793852  0.         1.313099 ]
+  """
+  _validate.check_positive("a", a)
+  return signed(_transformed_l1(jnp.abs(x), gamma, a), x)
+
+
+def group_axes(x: jax.Array, groups: Groups) -> tuple[int, ...]:
+  """The axes of `x` that are summed over for each way to state `groups`.
+
+  Raises:
+    ValueError: if `x` has no such axis, or `groups` is none of `"out"`, `"in"`
+      or a sequence of axes.
+  """
+  if isinstance(groups, str):
+    if groups not in ("out", "in"):
+      raise ValueError(
+        f'groups must be "out", "in" or a tuple of axes, got {groups!r}.'
+      )
+    kept = {"out": 1, "in": 2}[groups]
+    if x.ndim < kept:
+      raise ValueError(
+        f"groups={groups!r} needs an array of at least {kept} axes, got shape"
+        f" {x.shape}: mask such leaves out, or pass a tuple of axes."
+      )
+    return tuple(axis for axis in range(x.ndim) if axis != x.ndim - kept)
+  axes = tuple(groups)
+  inside = all(-x.ndim <= axis < x.ndim for axis in axes)
+  if not inside or len({axis % x.ndim for axis in axes}) < len(axes):
+    raise ValueError(
+      f"groups={groups!r} must name distinct axes of an array of shape {x.shape}:"
+      " mask such leaves out, or pass other axes."
+    )
+  return tuple(axis % x.ndim for axis in axes)
+
+
+def group_scale(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """A positive scale per group, by which squares neither over- nor underflow."""
+  scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+  normal = (scale >= jnp.finfo(x.dtype).tiny) & jnp.isfinite(scale)
+  return jnp.where(normal, scale, 1)
+
+
+def group_norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """l2 norm over `axes`, which are kept; its gradient at zero is zero."""
+  scale = group_scale(x, axes)
+  squares = jnp.sum(jnp.square(x / scale), axis=axes, keepdims=True)
+  nonzero = squares != 0
+  return jnp.where(nonzero, scale * jnp.sqrt(jnp.where(nonzero, squares, 1)), 0)
+
+
+def per_group(name: str, value: ArrayLike, x: jax.Array, axes: tuple[int, ...]) -> Any:
+  """`value`, a number or one per group, with the axes of `x`.
+
+  Raises:
+    ValueError: if it is neither.
+  """
+  value = jnp.asarray(value).astype(x.dtype)
+  shape = tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
+  if not broadcasts_to(value.shape, shape):
+    raise ValueError(
+      f"{name} of shape {value.shape} must be a scalar or broadcast to one value"
+      f" per group, shape {shape}."
+    )
+  return jnp.expand_dims(jnp.broadcast_to(value, shape), axes)
+
+
+def block_soft_threshold(
+  x: ArrayLike, gamma: ArrayLike, groups: Groups = "out"
+) -> jax.Array:
+  r"""Proximal map of the sum of the groups' l2 norms.
+
+  .. math::
+    u_g = \max(1 - \gamma / \|x_g\|_2, 0) \; x_g
+
+  A group of zeros stays zero, also in the gradient.
+
+  Args:
+    x: array of floating point numbers.
+    gamma: step, `>= 0`: a scalar, or one value per group.
+    groups: `"out"`, one group per output neuron or filter (the last axis of a
+      Flax kernel), `"in"`, one per input neuron or channel (the axis before it),
+      or the tuple of the axes to sum over.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: if `x` has no such axes, or `gamma` is negative.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> print(rvsm_jax.block_soft_threshold(jnp.array([[3.0, 0.1], [4.0, 0.2]]), 1.0))
+    [[2.4 0. ]
+     [3.2 0. ]]
+  """
+  x = _validate.float_array("x", x)
+  _validate.check_nonnegative("gamma (the step)", gamma)
+  axes = group_axes(x, groups)
+  z = x.astype(_validate.compute_dtype(x.dtype))
+  out = shrink_groups(z, per_group("gamma (the step)", gamma, z, axes), axes)
+  return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
+
+
+def shrink_groups(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Block soft thresholding by a step that has the axes of `x`."""
+  norm = group_norm(x, axes)
+  kept = norm > gamma
+  finite = jnp.isfinite(norm) & kept
+  share = jnp.where(
+    finite, (norm - gamma) / jnp.where(finite, norm, 1), kept.astype(x.dtype)
+  )
+  return x * jnp.where(gamma > 0, share, 1)

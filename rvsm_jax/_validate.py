@@ -1,0 +1,76 @@
+"""Checks of arguments: every message names the argument, its value, a remedy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def concrete(value: Any) -> np.ndarray | None:
+  """The value as a NumPy array, or None if it is only known inside `jit`."""
+  if isinstance(value, jax.core.Tracer):
+    return None
+  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    return None
+  return np.asarray(value)
+
+
+def check(
+  name: str, value: Any, requirement: str, holds: Callable[[np.ndarray], Any]
+) -> None:
+  """Raises unless `value` is a real number (or array) for which `holds`.
+
+  Comparisons with NaN are false, so that `holds` written as a comparison
+  refuses NaN. Tracers are not checked: their values are not known.
+
+  Raises:
+    TypeError: if `value` is no real number.
+    ValueError: if `holds` is false for any element.
+  """
+  if isinstance(value, bool | np.bool_ | str) or value is None:
+    raise TypeError(f"{name} must be {requirement}, got {value!r}.")
+  number = concrete(value)
+  if number is None:
+    return
+  if not (jnp.issubdtype(number.dtype, jnp.floating) or number.dtype.kind in "iu"):
+    raise TypeError(f"{name} must be {requirement}, got {value!r}.")
+  if not np.all(holds(number.astype(np.float64))):
+    raise ValueError(f"{name} must be {requirement}, got {value!r}.")
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+  """Raises unless `value >= 0`."""
+  check(name, value, "a number >= 0", lambda v: v >= 0)
+
+
+def check_positive(name: str, value: Any) -> None:
+  """Raises unless `0 < value < inf`."""
+  check(name, value, "a finite number > 0", lambda v: (v > 0) & np.isfinite(v))
+
+
+def check_share(name: str, value: Any) -> None:
+  """Raises unless `0 <= value <= 1`."""
+  check(name, value, "a number in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+
+
+def float_array(name: str, x: Any) -> jax.Array:
+  """`x` as a JAX array of real floating point numbers.
+
+  Raises:
+    TypeError: if `x` has any other type; integers are not promoted, because
+      the result could then not have the dtype of `x`.
+  """
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      f"{name} must be an array of real floating point numbers, got dtype"
+      f" {x.dtype}: cast it, or mask it out."
+    )
+  return x
+
+
+def compute_dtype(dtype: Any) -> Any:
+  """float32 for half precisions, otherwise `dtype` itself."""
+  return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
