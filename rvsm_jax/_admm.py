@@ -106,7 +106,7 @@ def admm(
       state.u,
       state.dual,
     )
-    new = optax.apply_updates(params, updates)
+    new = _rvsm.moved(params, updates)
     u = _masks.map_selected(
       lambda w, y: penalty.prox(w + y, step), _masks.drop, mask, new, state.dual
     )

@@ -1,5 +1,6 @@
 """Masks, labels, and the map over the leaves that a mask selects."""
 
+import collections
 from collections.abc import Callable
 import re
 from typing import Any
@@ -13,21 +14,34 @@ from rvsm_jax import _validate
 
 Mask = Any | Callable[[optax.Params], Any] | None
 
+_VALUE = jax.tree_util.GetAttrKey("value")
 _NOT_KERNELS = frozenset({"bias", "scale", "embedding"})
 
 
-def path_names(path: tuple) -> tuple[str, ...]:
-  """The names along a key path of JAX, whatever containers it leads through.
+def leaf_names(tree: Any) -> dict[tuple, tuple[str, ...]]:
+  """The names along the key path of each leaf, whatever containers it leads through.
 
-  The last step of NNX, from a variable to its value, is left out: the same leaf is
-  there without it inside `nnx.Optimizer.update`.
+  The last step of NNX, from a variable to its only child `value`, is left out: the
+  same leaf is there without it inside `nnx.Optimizer.update`.
   """
-  if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-    path = path[:-1]
-  return tuple(
-    str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-    for key in path
-  )
+  paths = [
+    path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_absent)
+  ]
+  children = collections.Counter(path[:-1] for path in paths)
+
+  def names(path: tuple) -> tuple[str, ...]:
+    if path[1:] and path[-1] == _VALUE and children[path[:-1]] == 1:
+      path = path[:-1]
+    return tuple(
+      str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+      for key in path
+    )
+
+  return {path: names(path) for path in paths}
+
+
+def _is_absent(node: Any) -> bool:
+  return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _natural(name: str) -> tuple:
@@ -59,9 +73,10 @@ def kernels(params: optax.Params) -> Any:
     >>> rvsm_jax.kernels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
   """
+  names = leaf_names(params)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: (
-      jnp.ndim(leaf) >= 2 and _NOT_KERNELS.isdisjoint(path_names(path)[-1:])
+      jnp.ndim(leaf) >= 2 and _NOT_KERNELS.isdisjoint(names[path][-1:])
     ),
     params,
   )
@@ -85,9 +100,14 @@ def by_path(regex: str) -> Callable[[optax.Params], Any]:
     {'dense': {'bias': False, 'kernel': True}}
   """
   pattern = re.compile(regex)
-  return lambda params: jax.tree_util.tree_map_with_path(
-    lambda path, _: pattern.search("/".join(path_names(path))) is not None, params
-  )
+
+  def mask(params: optax.Params) -> Any:
+    names = leaf_names(params)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: pattern.search("/".join(names[path])) is not None, params
+    )
+
+  return mask
 
 
 def layer_index(*order: str) -> Callable[[optax.Params], Any]:
@@ -117,14 +137,13 @@ def layer_index(*order: str) -> Callable[[optax.Params], Any]:
   patterns = [re.compile(regex) for regex in order]
 
   def labels(params: optax.Params) -> Any:
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    layers = sorted({path_names(path)[:-1] for path in paths}, key=natural_order)
+    names = leaf_names(params)
+    layers = sorted({n[:-1] for n in names.values()}, key=natural_order)
 
     def label(path: tuple, _: Any) -> int:
-      names = path_names(path)
       if not patterns:
-        return layers.index(names[:-1])
-      name = "/".join(names)
+        return layers.index(names[path][:-1])
+      name = "/".join(names[path])
       for index, pattern in enumerate(patterns):
         if pattern.search(name):
           return index
@@ -156,9 +175,12 @@ def selected(mask: Mask, params: optax.Params) -> Any:
       " that is True for at least one leaf, or leave the transformation out."
     )
 
+  names = leaf_names(params)
+
   def check(path: tuple, leaf: Any, pick: bool) -> None:
     if pick:
-      _validate.float_array(f"params leaf {'/'.join(path_names(path))!r}", leaf)
+      dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+      _validate.check_floating(f"params leaf {'/'.join(names[path])!r}", dtype)
 
   jax.tree_util.tree_map_with_path(check, params, picked)
   return picked
@@ -212,12 +234,13 @@ def map_selected(
   `trees`, a leaf, None or `optax.MaskedNode()`. An error is told which leaf it
   comes from.
   """
+  names = leaf_names(params)
 
   def apply(path: tuple, leaf: Any, pick: bool, *rest: Any) -> Any:
     try:
       return (function if pick else otherwise)(leaf, *rest)
     except (ValueError, TypeError) as error:
-      error.add_note(f"At the params leaf {'/'.join(path_names(path))!r}.")
+      error.add_note(f"At the params leaf {'/'.join(names[path])!r}.")
       raise
 
   return jax.tree_util.tree_map_with_path(apply, params, selected(mask, params), *trees)

@@ -112,9 +112,10 @@ def neurons_removed(tree: Any) -> jax.Array:
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   chosen = jax.tree.leaves(_masks.kernels(tree))
+  names = _masks.leaf_names(tree)
   ordered = sorted(
-    ((p, x) for (p, x), pick in zip(leaves, chosen, strict=True) if pick),
-    key=lambda item: _masks.natural_order(_masks.path_names(item[0])),
+    ((path, x) for (path, x), pick in zip(leaves, chosen, strict=True) if pick),
+    key=lambda item: _masks.natural_order(names[item[0]]),
   )
   total = jnp.zeros([], jnp.int32)
   for (_, layer), (_, following) in itertools.pairwise(ordered):

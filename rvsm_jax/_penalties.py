@@ -17,6 +17,8 @@ import numpy as np
 
 from rvsm_jax import _thresholds, _validate
 
+_abs = _thresholds.magnitude
+
 
 class Penalty(NamedTuple):
   r"""A penalty P, the twin of `optax.GradientTransformation(init, update)`.
@@ -126,7 +128,7 @@ def l1() -> Penalty:
     >>> print(rvsm_jax.l1().value(x), rvsm_jax.l1().prox(x, 1.0))
     2.5 [-1.  0.]
   """
-  return _separable(jnp.abs, _thresholds.soft_threshold)
+  return _separable(_abs, _thresholds.soft_threshold)
 
 
 def transformed_l1(a: ArrayLike = 1.0) -> Penalty:
@@ -152,7 +154,7 @@ def transformed_l1(a: ArrayLike = 1.0) -> Penalty:
   """
   _validate.check_positive("a", a)
   return _separable(
-    lambda x, a: (a + 1) * (jnp.abs(x) / (a + jnp.abs(x))),
+    lambda x, a: (a + 1) * (_abs(x) / (a + _abs(x))),
     _thresholds.transformed_l1_threshold,
     a,
   )
@@ -189,7 +191,7 @@ def scad(lam: ArrayLike, gamma: ArrayLike = 3.7) -> Penalty:
   _validate.check("gamma", gamma, "a number > 2", lambda v: v > 2)
 
   def value(x: jax.Array, lam: jax.Array, gamma: jax.Array) -> jax.Array:
-    size = jnp.minimum(jnp.abs(x), gamma * lam)
+    size = jnp.minimum(_abs(x), gamma * lam)
     excess = jnp.maximum(size - lam, 0)
     return lam * size - jnp.square(excess) / (2 * (gamma - 1))
 
@@ -197,7 +199,7 @@ def scad(lam: ArrayLike, gamma: ArrayLike = 3.7) -> Penalty:
   def prox(
     x: jax.Array, step: jax.Array, lam: jax.Array, gamma: jax.Array
   ) -> jax.Array:
-    size = jnp.abs(x)
+    size = _abs(x)
     soft = jnp.maximum(size - step * lam, 0)
     convex = step < gamma - 1
     # Where the middle piece is convex its stationary point is the minimiser;
@@ -245,14 +247,14 @@ def mcp(lam: ArrayLike, gamma: ArrayLike = 2.0) -> Penalty:
   _validate.check("gamma", gamma, "a number > 1", lambda v: v > 1)
 
   def value(x: jax.Array, lam: jax.Array, gamma: jax.Array) -> jax.Array:
-    size = jnp.minimum(jnp.abs(x), gamma * lam)
+    size = jnp.minimum(_abs(x), gamma * lam)
     return lam * size - size * (size / (2 * gamma))
 
   @_thresholds.elementwise
   def prox(
     x: jax.Array, step: jax.Array, lam: jax.Array, gamma: jax.Array
   ) -> jax.Array:
-    size = jnp.abs(x)
+    size = _abs(x)
     convex = step < gamma
     firm = jnp.maximum(size - step * lam, 0) / jnp.where(convex, 1 - step / gamma, 1)
     last = size > lam * jnp.where(convex, gamma, jnp.sqrt(step * gamma))
@@ -311,9 +313,9 @@ def log_penalty(gamma: ArrayLike) -> Penalty:
 
   @_thresholds.elementwise
   def prox(x: jax.Array, step: jax.Array, g: jax.Array) -> jax.Array:
-    return _thresholds.signed(solve(jnp.abs(x), step, g), x)
+    return _thresholds.signed(solve(_abs(x), step, g), x)
 
-  return _separable(lambda x, g: jnp.log1p(g * jnp.abs(x)) / jnp.log1p(g), prox, gamma)
+  return _separable(lambda x, g: jnp.log1p(g * _abs(x)) / jnp.log1p(g), prox, gamma)
 
 
 def capped_l1(a: ArrayLike) -> Penalty:
@@ -340,12 +342,12 @@ def capped_l1(a: ArrayLike) -> Penalty:
 
   @_thresholds.elementwise
   def prox(x: jax.Array, step: jax.Array, a: jax.Array) -> jax.Array:
-    size = jnp.abs(x)
+    size = _abs(x)
     jump = jnp.where(step <= 2 * a, a + step / 2, jnp.sqrt(2 * step * a))
     soft = x - jnp.clip(x, -step, step)
     return jnp.where((size > jump) | (step == 0), x, soft)
 
-  return _separable(lambda x, a: jnp.minimum(jnp.abs(x), a), prox, a)
+  return _separable(lambda x, a: jnp.minimum(_abs(x), a), prox, a)
 
 
 def lp(p: float) -> Penalty:
@@ -407,10 +409,10 @@ def lp(p: float) -> Penalty:
 
   @_thresholds.elementwise
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
-    return jnp.where(step > 0, _thresholds.signed(solve(jnp.abs(x), step), x), x)
+    return jnp.where(step > 0, _thresholds.signed(solve(_abs(x), step), x), x)
 
   def value(x: jax.Array) -> jax.Array:
-    return jnp.where(x == 0, 0, jnp.where(x == 0, 1, jnp.abs(x)) ** power)
+    return jnp.where(x == 0, 0, jnp.where(x == 0, 1, _abs(x)) ** power)
 
   return _separable(value, prox)
 
@@ -433,21 +435,19 @@ def l1_minus_l2() -> Penalty:
     [3. 0.]
   """
 
-  def norm(x: jax.Array) -> jax.Array:
-    return _thresholds.group_norm(x, tuple(range(x.ndim)))
+  def value(x: jax.Array) -> jax.Array:
+    norm = _thresholds.group_norm(x, tuple(range(x.ndim)))
+    return jnp.sum(_abs(x)) - jnp.squeeze(norm)
 
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     soft = x - jnp.clip(x, -step, step)
-    length = norm(soft)
-    grown = soft * (1 + step / jnp.where(length > 0, length, 1))
+    grown = _thresholds.shrink_groups(soft, -step, tuple(range(x.ndim)))
     # No entry above the step: all but one of the largest entries vanish.
-    size = jnp.abs(x)
+    size = _abs(x)
     largest = jnp.arange(x.size).reshape(x.shape) == jnp.argmax(size)
-    return jnp.where(length > 0, grown, jnp.where(largest, x, 0))
+    return jnp.where(jnp.max(size) > step, grown, jnp.where(largest, x, 0))
 
-  return Penalty(
-    _value(lambda x: jnp.sum(jnp.abs(x)) - jnp.squeeze(norm(x))), _prox(prox)
-  )
+  return Penalty(_value(value), _prox(prox))
 
 
 def elastic_net(alpha: ArrayLike) -> Penalty:
@@ -477,7 +477,7 @@ def elastic_net(alpha: ArrayLike) -> Penalty:
   def prox(x: jax.Array, step: jax.Array, alpha: jax.Array) -> jax.Array:
     return _thresholds.soft_threshold(x, step) / (1 + step * alpha)
 
-  return _separable(lambda x, alpha: jnp.abs(x) + alpha / 2 * x * x, prox, alpha)
+  return _separable(lambda x, alpha: _abs(x) + alpha / 2 * x * x, prox, alpha)
 
 
 def nonnegative() -> Penalty:
@@ -735,7 +735,7 @@ def _exclusive_threshold(rows: jax.Array, step: jax.Array) -> jax.Array:
   the k largest entries alone T would be :math:`S_k / (1 + \gamma k)`, at most the
   true T, with equality for the true support: T is the maximum over k.
   """
-  size = -jnp.sort(-jnp.abs(rows), axis=-1)
+  size = -jnp.sort(-_abs(rows), axis=-1)
   count = jnp.arange(1, rows.shape[-1] + 1, dtype=rows.dtype)
   sums = jnp.cumsum(size, axis=-1) / (1 + step * count)
   return step * jnp.max(sums, axis=-1, keepdims=True)
@@ -781,7 +781,7 @@ def _exclusive_value(
 ) -> Callable[[jax.Array], jax.Array]:
   def value(x: jax.Array) -> jax.Array:
     axes = _thresholds.group_axes(x, groups)
-    return jnp.sum(jnp.square(jnp.sum(jnp.abs(x), axis=axes))) / 2
+    return jnp.sum(jnp.square(jnp.sum(_abs(x), axis=axes))) / 2
 
   return _value(value)
 
@@ -813,7 +813,7 @@ def exclusive_lasso_one_step(groups: _thresholds.Groups = "out") -> Penalty:
 
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     axes = _thresholds.group_axes(x, groups)
-    cut = step * jnp.sum(jnp.abs(x), axis=axes, keepdims=True)
+    cut = step * jnp.sum(_abs(x), axis=axes, keepdims=True)
     return x - jnp.clip(x, -cut, cut)
 
   return Penalty(_exclusive_value(groups), _prox(prox))
@@ -867,7 +867,7 @@ def combined_group_exclusive(
 
     # The threshold is `first` times the l1 norm of the solution.
     def excess(cut: jax.Array) -> jax.Array:
-      return cut - first * jnp.sum(jnp.abs(shrunk(cut)), axis=-1, keepdims=True)
+      return cut - first * jnp.sum(_abs(shrunk(cut)), axis=-1, keepdims=True)
 
     def halve(_: Any, bounds: tuple) -> tuple:
       low, high = bounds

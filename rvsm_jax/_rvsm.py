@@ -51,6 +51,13 @@ def pulled(
   return (d.astype(dtype) - pull).astype(w.dtype)
 
 
+def moved(params: optax.Params, updates: optax.Updates) -> optax.Params:
+  """`optax.apply_updates` that lets leaves without an update stay."""
+  return jax.tree.map(
+    lambda w, d: w if d is None else optax.apply_updates(w, d), params, updates
+  )
+
+
 def rvsm(
   learning_rate: optax.ScalarOrSchedule,
   penalty: _penalties.Penalty,
@@ -181,7 +188,7 @@ def rvsm(
     count = optax.safe_increment(state.count)
     if not carry_u:
       return updates, RVSMState(count, None)
-    new = params if ordering == "jacobi" else optax.apply_updates(params, updates)
+    new = params if ordering == "jacobi" else moved(params, updates)
     u = _masks.map_selected(lambda w: split(w, count), _masks.drop, mask, new)
     return updates, RVSMState(count, u)
 
@@ -198,12 +205,12 @@ def _normalized(
 ) -> optax.Updates:
   """Updates that lead to the selected leaves divided by their norm."""
 
-  def moved(w: jax.Array, d: jax.Array | None) -> jax.Array:
+  def reached(w: jax.Array, d: jax.Array | None) -> jax.Array:
     dtype = _validate.compute_dtype(w.dtype)
     return w.astype(dtype) if d is None else w.astype(dtype) + d.astype(dtype)
 
   squares = _masks.map_selected(
-    lambda w, d: jnp.sum(jnp.square(moved(w, d))), _masks.drop, mask, params, updates
+    lambda w, d: jnp.sum(jnp.square(reached(w, d))), _masks.drop, mask, params, updates
   )
   total = sum(jax.tree.leaves(squares))
 
@@ -213,7 +220,7 @@ def _normalized(
     if d is None:
       return None
     norm = jnp.sqrt(total if whole else square)
-    unit = moved(w, d) / jnp.where(norm > 0, norm, 1)
+    unit = reached(w, d) / jnp.where(norm > 0, norm, 1)
     return (unit - w.astype(unit.dtype)).astype(w.dtype)
 
   return _masks.map_selected(normalized, _masks.keep, mask, params, updates, squares)

@@ -52,27 +52,29 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
         "opt_state comes from rvsm(carry_u=False) and holds no u: take"
         " penalty.prox(w, lam / beta) of the params instead, or carry_u=True."
       )
+    names = _masks.leaf_names(state.u)
     for path, u in jax.tree_util.tree_leaves_with_path(state.u):
-      names = _masks.path_names(path)
-      if names in found:
+      if names[path] in found:
         raise ValueError(
-          f"Two states in opt_state claim the params leaf {'/'.join(names)!r}: give"
-          " them disjoint masks."
+          f"Two states in opt_state claim the params leaf {'/'.join(names[path])!r}:"
+          " give them disjoint masks."
         )
-      found[names] = u
+      found[names[path]] = u
+
+  places = _masks.leaf_names(params)
 
   def replace(path: tuple, w: Any) -> Any:
-    u = found.pop(_masks.path_names(path), w)
+    u = found.pop(places[path], w)
     if u.shape != w.shape:
       raise ValueError(
-        f"u of the params leaf {'/'.join(_masks.path_names(path))!r} has shape"
+        f"u of the params leaf {'/'.join(places[path])!r} has shape"
         f" {u.shape}, the leaf {w.shape}: pass the params that opt_state belongs to."
       )
     return u.astype(w.dtype)
 
   out = jax.tree_util.tree_map_with_path(replace, params)
   if found:
-    unknown = ["/".join(names) for names in found]
+    unknown = ["/".join(place) for place in found]
     raise ValueError(
       f"opt_state has u for the leaves {unknown}, which params have not: pass the"
       " params that opt_state belongs to."

@@ -49,6 +49,11 @@ def elementwise(prox: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return wrapper
 
 
+def magnitude(x: jax.Array) -> jax.Array:
+  """abs(x) with derivative 0 at 0, where JAX has 1."""
+  return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
 def signed(size: jax.Array, x: jax.Array) -> jax.Array:
   """`size >= 0` with the sign of `x`; zeros are +0."""
   return jnp.where(size > 0, jnp.sign(x) * size, 0)
@@ -98,6 +103,8 @@ def implicit_derivative(
       )
       _, change = jax.jvp(functools.partial(pull, point), (gamma, *theta), tangents[1:])
       # The curvature is positive but where the map itself has a vertical slope.
+      # At a step of zero it is 1, also where the slope of the penalty overflows.
+      slope = jnp.where(gamma > 0, slope, 0)
       curvature = jnp.maximum(1 + slope, jnp.finfo(u.dtype).eps)
       return u, jnp.where(active, (tangents[0] - change) / curvature, 0)
 
@@ -177,13 +184,6 @@ def _tl1_coefficients(degree: int) -> tuple[float, ...]:
   return tuple(np.polynomial.chebyshev.cheb2poly(coefficients).tolist())
 
 
-def transformed_l1_cutoff(gamma: ArrayLike, a: ArrayLike) -> jax.Array:
-  """Largest magnitude that the proximal map of transformed l1 sends to zero."""
-  gamma, a = jnp.asarray(gamma), jnp.asarray(a)
-  convex = 2 * gamma * (a + 1) <= a * a
-  return jnp.where(convex, gamma * ((a + 1) / a), jnp.sqrt(2 * gamma * (a + 1)) - a / 2)
-
-
 def _two_product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The product, and its rounding error (Dekker 1971, split on the bits)."""
   low_bits = -(jnp.finfo(x.dtype).nmant // -2)
@@ -199,6 +199,24 @@ def _two_product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
   return product, ((xh * yh - product) + xh * yl + xl * yh) + xl * yl
 
 
+def _times_successor(x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The product x (a + 1), and its rounding error."""
+  successor = a + 1
+  rest = jnp.where(a > 1, (a - successor) + 1, (1 - successor) + a)
+  product, error = _two_product(x, successor)
+  return product, error + x * rest
+
+
+def transformed_l1_cutoff(gamma: jax.Array, a: jax.Array) -> jax.Array:
+  """Largest magnitude that the proximal map of transformed l1 sends to zero."""
+  half_square, error = _times_successor(gamma, a)
+  root = jnp.sqrt(2 * half_square)
+  square, square_error = _two_product(root, root)
+  root_error = ((2 * half_square - square) + (2 * error - square_error)) / (2 * root)
+  convex = 2 * half_square <= a * a
+  return jnp.where(convex, gamma + gamma / a, (root - a / 2) + root_error)
+
+
 def _distance_from_double_root(
   x: jax.Array, gamma: jax.Array, a: jax.Array
 ) -> jax.Array:
@@ -207,11 +225,9 @@ def _distance_from_double_root(
   At x = k - a the two stationary points of TL1's proximal problem coincide, and its
   map has a vertical slope: what is lost to rounding here is multiplied there.
   """
-  successor = a + 1
-  rest = jnp.where(a > 1, (a - successor) + 1, (1 - successor) + a)
-  product, error = _two_product(gamma, a)
-  cube, cube_error = _two_product(product, successor)
-  cube_error += product * rest + error * successor
+  product, product_error = _two_product(gamma, a)
+  cube, cube_error = _times_successor(product, a)
+  cube_error += product_error * (a + 1)
   # k = 3 j for j^3 = cube / 4; one Newton step gives the lower half of j.
   j = jnp.cbrt(cube / 4)
   square, square_error = _two_product(j, j)
@@ -275,7 +291,7 @@ def transformed_l1_threshold(x: jax.Array, gamma: jax.Array, a: jax.Array) -> ja
     [-1.8793852  0.         1.313099 ]
   """
   _validate.check_positive("a", a)
-  return signed(_transformed_l1(jnp.abs(x), gamma, a), x)
+  return signed(_transformed_l1(magnitude(x), gamma, a), x)
 
 
 def group_axes(x: jax.Array, groups: Groups) -> tuple[int, ...]:
@@ -314,12 +330,24 @@ def group_scale(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   return jnp.where(normal, scale, 1)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def group_norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """l2 norm over `axes`, which are kept; its gradient at zero is zero."""
   scale = group_scale(x, axes)
   squares = jnp.sum(jnp.square(x / scale), axis=axes, keepdims=True)
-  nonzero = squares != 0
-  return jnp.where(nonzero, scale * jnp.sqrt(jnp.where(nonzero, squares, 1)), 0)
+  return scale * jnp.sqrt(squares)
+
+
+@group_norm.defjvp
+def _group_norm_jvp(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+  (x,), (dx,) = primals, tangents
+  norm = group_norm(x, axes)
+  slope = jnp.sum(_unit(x, norm) * dx, axis=axes, keepdims=True)
+  return norm, slope
+
+
+def _unit(x: jax.Array, norm: jax.Array) -> jax.Array:
+  return x / jnp.where(norm > 0, norm, 1)
 
 
 def per_group(name: str, value: ArrayLike, x: jax.Array, axes: tuple[int, ...]) -> Any:
@@ -376,12 +404,26 @@ def block_soft_threshold(
   return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def shrink_groups(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """Block soft thresholding by a step that has the axes of `x`."""
+  """Moves the norm of each group by -gamma, at most to 0; gamma may be negative."""
+  return x * _kept_share(group_norm(x, axes), gamma)
+
+
+@shrink_groups.defjvp
+def _shrink_groups_jvp(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+  x, gamma = primals
+  dx, dgamma = tangents
   norm = group_norm(x, axes)
-  kept = norm > gamma
-  finite = jnp.isfinite(norm) & kept
-  share = jnp.where(
-    finite, (norm - gamma) / jnp.where(finite, norm, 1), kept.astype(x.dtype)
-  )
-  return x * jnp.where(gamma > 0, share, 1)
+  share, unit = _kept_share(norm, gamma), _unit(x, norm)
+  along = jnp.sum(unit * dx, axis=axes, keepdims=True)
+  turned = share * dx + unit * ((1 - share) * along - dgamma)
+  return x * share, jnp.where(share != 0, turned, 0)
+
+
+def _kept_share(norm: jax.Array, gamma: jax.Array) -> jax.Array:
+  """1 - gamma / norm, but at least 0; 1 for infinite groups, and for gamma = 0."""
+  usable = (norm > gamma) & (norm > 0) & jnp.isfinite(norm)
+  share = (norm - gamma) / jnp.where(usable, norm, 1)
+  whole = (gamma == 0) | (jnp.isinf(norm) & (norm > gamma))
+  return jnp.where(usable & (gamma != 0), share, jnp.where(whole, 1.0, 0.0))

@@ -63,12 +63,17 @@ def float_array(name: str, x: Any) -> jax.Array:
       the result could then not have the dtype of `x`.
   """
   x = jnp.asarray(x)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise TypeError(
-      f"{name} must be an array of real floating point numbers, got dtype"
-      f" {x.dtype}: cast it, or mask it out."
-    )
+  check_floating(name, x.dtype)
   return x
+
+
+def check_floating(name: str, dtype: Any) -> None:
+  """Raises TypeError unless `dtype` is a real floating point type."""
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(
+      f"{name} must be an array of real floating point numbers, got dtype {dtype}:"
+      " cast it, or mask it out."
+    )
 
 
 def compute_dtype(dtype: Any) -> Any:
