@@ -1,0 +1,1 @@
+"""The experiments of three papers, reproduced with `rvsm_jax`."""

@@ -1,0 +1,110 @@
+"""TFDS builders of the project's own sets: Tensor features, array_record files.
+
+Such builders need no TensorFlow. The keys of the examples fix TFDS's shuffling.
+"""
+
+import abc
+from collections.abc import Iterator
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from experiments.datasets import (
+  ALPHABETS,
+  PLANAR_SHAPES,
+  ImageSet,
+  alphabets,
+  planar_shapes,
+)
+
+_FORMAT = "array_record"
+
+
+class _ImageSetBuilder(tfds.core.GeneratorBasedBuilder):
+  """What both sets share: features, splits and numbering."""
+
+  IMAGE_SET: ImageSet
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=self.__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Tensor(shape=(100, 100, 1), dtype=np.uint8),
+          "label": tfds.features.Scalar(dtype=np.uint8),
+        }
+      ),
+      supervised_keys=("image", "label"),
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    del dl_manager
+    return {
+      split: self._generate_examples(number, split)
+      for number, split in enumerate(self.IMAGE_SET.splits)
+    }
+
+  def _generate_examples(
+    self, number: int, split: str
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index in range(self.IMAGE_SET.splits[split]):
+      image, label = self._example(number, index)
+      yield index, {"image": image, "label": label}
+
+  @abc.abstractmethod
+  def _example(self, split: int, index: int) -> tuple[np.ndarray, int]:
+    """Returns image and label number `index` of split number `split`."""
+
+
+class PlanarShapes(_ImageSetBuilder):
+  """Outlines of triangles and quadrangles, drawn by a steady or a shaky hand."""
+
+  IMAGE_SET = PLANAR_SHAPES
+  VERSION = tfds.core.Version(PLANAR_SHAPES.version)
+
+  def _example(self, split: int, index: int) -> tuple[np.ndarray, int]:
+    return planar_shapes.example(split, index)
+
+
+@dataclasses.dataclass(kw_only=True)
+class AlphabetsConfig(tfds.core.BuilderConfig):
+  """Adds the font of the shaky letters; None shakes the regular fonts."""
+
+  shaky_font: pathlib.Path | None = None
+
+
+class Alphabets(_ImageSetBuilder):
+  """The 52 letters in several fonts, regular or shaky."""
+
+  IMAGE_SET = ALPHABETS
+  VERSION = tfds.core.Version(ALPHABETS.version)
+  BUILDER_CONFIGS = [AlphabetsConfig(name="tremor")]  # noqa: RUF012 (TFDS's own way)
+
+  def _example(self, split: int, index: int) -> tuple[np.ndarray, int]:
+    return alphabets.example(split, index, self.builder_config.shaky_font)
+
+
+def builder(
+  image_set: ImageSet,
+  data_dir: pathlib.Path,
+  shaky_font: pathlib.Path | None = None,
+  font_name: str = "",
+) -> tfds.core.DatasetBuilder:
+  """Returns the builder of a set, in the format that needs no TensorFlow.
+
+  Args:
+    image_set: which set.
+    data_dir: TFDS's data directory.
+    shaky_font: a font file for the shaky alphabets.
+    font_name: what to call the variant with that font; changes with the font.
+  """
+  if image_set is PLANAR_SHAPES:
+    return PlanarShapes(data_dir=data_dir, file_format=_FORMAT)
+  config = None
+  if shaky_font is not None:
+    config = AlphabetsConfig(name=f"font-{font_name}", shaky_font=shaky_font)
+  return Alphabets(data_dir=data_dir, file_format=_FORMAT, config=config)
