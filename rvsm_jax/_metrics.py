@@ -120,10 +120,14 @@ def neurons_removed(tree: Any) -> jax.Array:
   total = jnp.zeros([], jnp.int32)
   for (_, layer), (_, following) in itertools.pairwise(ordered):
     units, inputs = layer.shape[-1], following.shape[-2]
-    dead = jnp.all(layer.reshape(-1, units) == 0, axis=0)
+    dead = jnp.all(layer == 0, axis=tuple(range(layer.ndim - 1)))
     if inputs % units == 0:
-      outgoing = following.reshape(-1, units, following.shape[-1])
-      dead = dead | jnp.all(outgoing == 0, axis=(0, 2))
+      if inputs != units:
+        following = following.reshape(-1, units, following.shape[-1])
+      others = tuple(
+        axis for axis in range(following.ndim) if axis != following.ndim - 2
+      )
+      dead = dead | jnp.all(following == 0, axis=others)
     total = total + jnp.sum(dead)
   return total
 

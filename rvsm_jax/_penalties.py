@@ -80,6 +80,20 @@ def _prox(
   return prox
 
 
+def _unsharded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Lets a function that ranks entries see all of them, under an explicit mesh."""
+
+  @functools.wraps(function)
+  def wrapper(x: jax.Array, *args: Any) -> jax.Array:
+    spec = jax.typeof(x).sharding.spec
+    if all(axis is None for axis in spec):
+      return function(x, *args)
+    whole = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
+    return jax.sharding.reshard(function(whole, *args), spec)
+
+  return wrapper
+
+
 def _separable(
   value: Callable[..., jax.Array], prox: Callable[..., jax.Array], *hyperparams: Any
 ) -> Penalty:
@@ -439,6 +453,7 @@ def l1_minus_l2() -> Penalty:
     norm = _thresholds.group_norm(x, tuple(range(x.ndim)))
     return jnp.sum(_abs(x)) - jnp.squeeze(norm)
 
+  @_unsharded
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     soft = x - jnp.clip(x, -step, step)
     grown = _thresholds.shrink_groups(soft, -step, tuple(range(x.ndim)))
@@ -532,6 +547,7 @@ def nuclear() -> Penalty:
   def value(x: jax.Array) -> jax.Array:
     return _nuclear_norm(matrix(x))
 
+  @_unsharded
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     return _singular_value_threshold(matrix(x), step).reshape(x.shape)
 
@@ -622,12 +638,7 @@ def group_lasso(
     return jnp.sum(weight * _thresholds.group_norm(x, axes))
 
   def prox(x: ArrayLike, step: ArrayLike) -> jax.Array:
-    _validate.check_nonnegative("step", step)
-    x = _validate.float_array("x", x)
-    # Their own dtypes would meet in low precision otherwise.
-    dtype = _validate.compute_dtype(x.dtype)
-    gamma = jnp.asarray(step).astype(dtype) * jnp.asarray(weights).astype(dtype)
-    return _thresholds.block_soft_threshold(x, gamma, groups)
+    return _thresholds.weighted_block_soft_threshold(x, step, weights, groups)
 
   return Penalty(_value(value), prox)
 
@@ -765,6 +776,7 @@ def exclusive_lasso(groups: _thresholds.Groups = "out") -> Penalty:
      [0.]]
   """
 
+  @_unsharded
   @_flat_groups
   def threshold(rows: jax.Array, step: jax.Array) -> jax.Array:
     scale = _thresholds.group_scale(rows, (rows.ndim - 1,))
@@ -854,6 +866,7 @@ def combined_group_exclusive(
     m = jnp.asarray(mu).astype(x.dtype)
     return m * exclusive.value(x) + (1 - m) * lasso.value(x)
 
+  @_unsharded
   @_flat_groups
   def solve(rows: jax.Array, step: jax.Array) -> jax.Array:
     m = jnp.asarray(mu).astype(rows.dtype)
@@ -922,6 +935,7 @@ def cardinality(sparsity: ArrayLike) -> Penalty:
   def value(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.sum(x == 0) >= dropped(x), jnp.zeros((), x.dtype), jnp.inf)
 
+  @_unsharded
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     del step
     kept = x.size - dropped(x)
@@ -964,10 +978,12 @@ def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:
   """
   check_penalty(penalty)
   _validate.check_nonnegative("lam", lam)
-  return Penalty(
-    lambda x: jnp.asarray(lam * penalty.value(x)),
-    lambda x, step: penalty.prox(x, jnp.asarray(step) * lam),
-  )
+
+  def prox(x: jax.Array, step: ArrayLike) -> jax.Array:
+    _validate.check_nonnegative("step", step)
+    return penalty.prox(x, jnp.asarray(step) * lam)
+
+  return Penalty(lambda x: jnp.asarray(lam * penalty.value(x)), prox)
 
 
 def check_penalty(penalty: Any) -> None:

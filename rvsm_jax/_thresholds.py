@@ -396,11 +396,19 @@ def block_soft_threshold(
     [[2.4 0. ]
      [3.2 0. ]]
   """
+  return weighted_block_soft_threshold(x, gamma, 1.0, groups)
+
+
+def weighted_block_soft_threshold(
+  x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
+) -> jax.Array:
+  """Block soft thresholding by `gamma * weights`, both scalars or one per group."""
   x = _validate.float_array("x", x)
   _validate.check_nonnegative("gamma (the step)", gamma)
   axes = group_axes(x, groups)
   z = x.astype(_validate.compute_dtype(x.dtype))
-  out = shrink_groups(z, per_group("gamma (the step)", gamma, z, axes), axes)
+  gamma = per_group("gamma (the step)", gamma, z, axes)
+  out = shrink_groups(z, gamma * per_group("weights", weights, z, axes), axes)
   return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
 
 
