@@ -512,7 +512,7 @@ def nonnegative() -> Penalty:
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     return jnp.where((x < 0) & (step > 0), 0, x)
 
-  return _separable(lambda x: jnp.where(x < 0, jnp.inf, 0 * x), prox)
+  return _separable(lambda x: jnp.where(x < 0, jnp.inf, jnp.zeros_like(x)), prox)
 
 
 def nuclear() -> Penalty:

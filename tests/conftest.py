@@ -1,0 +1,35 @@
+"""What every test module shares: devices, precision, strictness, hypothesis."""
+
+from collections.abc import Iterator
+import os
+
+import hypothesis
+import jax
+import pytest
+
+# Before JAX starts its backend: the sharding tests need eight devices.
+jax.config.update("jax_num_cpu_devices", 8)
+
+hypothesis.settings.register_profile(
+  "default",
+  derandomize=True,
+  database=None,
+  deadline=None,
+  max_examples=20,
+)
+hypothesis.settings.register_profile(
+  "thorough", database=None, deadline=None, max_examples=1000
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config: pytest.Config):
+  """A warning at a call that the library makes is an error in every module."""
+  config.addinivalue_line("filterwarnings", "error:::rvsm_jax")
+
+
+@pytest.fixture(scope="module")
+def x64() -> Iterator[None]:
+  """Double precision, for the module that asks for it with `usefixtures`."""
+  with jax.enable_x64(True):
+    yield
