@@ -155,7 +155,10 @@ def rvsm(
     raise TypeError(f"u_dtype must be a floating point dtype or None, got {u_dtype!r}.")
 
   def split(w: jax.Array, count: jax.Array) -> jax.Array:
-    u = penalty.prox(w, lam(count) / beta(count))
+    weight, stiffness = lam(count), beta(count)
+    # Schedules may both start at zero: no penalty, whatever the stiffness.
+    step = jnp.where(jnp.asarray(weight) > 0, weight / stiffness, 0)
+    u = penalty.prox(w, step)
     return u if u_dtype is None else u.astype(u_dtype)
 
   def init_fn(params: optax.Params) -> RVSMState:
