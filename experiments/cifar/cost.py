@@ -1,0 +1,85 @@
+"""What a full training costs: as the compiler counts, and for a few steps measured."""
+
+import dataclasses
+import time
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from experiments import _run
+from experiments.cifar import config as configs
+from experiments.cifar import train
+from experiments.datasets import cifar
+
+_MEASURED_STEPS = 2
+_NAMES = ("arguments", "outputs", "temporaries", "aliased")
+
+
+def full_size(settings: configs.Settings) -> dict[str, Any]:
+  """`of_step` of each network with RVSM and l0, with these settings."""
+  out = {}
+  for network in get_args(configs.Network):
+    _run.console.print(f"Compiling and running the step of {network}")
+    config = configs.Config(configs.ROWS[f"{network}-l0"], settings)
+    out[network] = of_step(config)
+  return {
+    "settings": dataclasses.asdict(settings),
+    "networks": out,
+    **_run.environment(),
+  }
+
+
+def of_step(config: configs.Config) -> dict[str, Any]:
+  """Time and memory of one step of a row, on one device and random images.
+
+  Returns:
+    "flops": operations of a step, as the compiler counts them; "bytes": memory of
+    the compiled step, without the images of the other steps; "steps": those of the
+    whole training; "seconds_per_step": of the faster of two, after a first one.
+  """
+  settings = config.settings
+  images = settings.train_size or cifar.RECORDS * len(cifar.FILES["train"])
+  steps = images // settings.batch_size * settings.epochs
+  mesh = train.data_mesh(jax.devices()[:1])
+  network, params, stats = train.Network.create(config)
+  tx = configs.optimizer(config, steps)
+  update = train.update_step(config, network, tx, mesh)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rng = np.random.default_rng(settings.seed)
+  size = settings.batch_size
+  arguments = jax.device_put(
+    (
+      _run.TrainState.create(params, tx, stats),
+      jnp.arange(size),
+      rng.integers(0, 256, (size, 32, 32, 3), np.uint8),
+      rng.integers(0, 10, size, np.int32),
+    ),
+    everywhere,
+  )
+  jitted = jax.jit(update, donate_argnums=0, out_shardings=everywhere)
+  compiled = jitted.lower(*arguments).compile()
+  memory = compiled.memory_analysis()
+  analysis: Any = compiled.cost_analysis()
+  parts = ("argument", "output", "temp", "alias")
+  bytes_ = {
+    name: getattr(memory, f"{part}_size_in_bytes")
+    for name, part in zip(_NAMES, parts, strict=True)
+  }
+  bytes_["peak"] = (
+    bytes_["arguments"] + bytes_["outputs"] + bytes_["temporaries"] - bytes_["aliased"]
+  )
+  state, *rest = arguments
+  seconds = []
+  for _ in range(1 + _MEASURED_STEPS):
+    start = time.perf_counter()
+    state = jax.block_until_ready(compiled(state, *rest))
+    seconds.append(time.perf_counter() - start)
+  return {
+    "flops": analysis["flops"],
+    "bytes": bytes_,
+    "steps": steps,
+    "seconds_per_step": min(seconds[1:]),
+  }

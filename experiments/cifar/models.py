@@ -1,0 +1,155 @@
+"""VGG-16 and ResNet-18 for 32 x 32 images, in Flax NNX.
+
+The alphabetical order of the attributes, which is that of pytrees, is the depth.
+"""
+
+from typing import Any, Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from experiments import _models
+
+CLASSES = 10
+
+_HE = nnx.initializers.he_normal()
+
+
+class ConvNorm(nnx.Module):
+  """Convolution without bias, padded as in PyTorch, and batch normalisation."""
+
+  def __init__(
+    self, inputs: int, outputs: int, size: int = 3, stride: int = 1, **options: Any
+  ):
+    dtype, rngs = options["dtype"], options["rngs"]
+    self.conv = nnx.Conv(
+      inputs,
+      outputs,
+      (size, size),
+      strides=stride,
+      # "SAME" would pad an even side at its end alone where the stride is 2.
+      padding=size // 2,
+      use_bias=False,
+      kernel_init=_HE,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.norm = nnx.BatchNorm(
+      outputs, momentum=options["momentum"], epsilon=1e-5, dtype=dtype, rngs=rngs
+    )
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Feature maps (n, h / stride, w / stride, outputs) of (n, h, w, inputs)."""
+    return self.norm(self.conv(x))
+
+
+class VGG16(nnx.Module):
+  """VGG-16 with batch normalisation and one dense layer, the variant for CIFAR.
+
+  At full width 14,724,042 parameters, of which 14,715,584 in kernels.
+
+  Args:
+    width: factor of the number of channels.
+    **options: `dtype` of the computation, `momentum` of the running statistics, `rngs`.
+  """
+
+  STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+  def __init__(self, width: float = 1.0, **options: Any):
+    inputs, stages = 3, []
+    for base, depth in self.STAGES:
+      channels = _channels(base, width)
+      sizes = [inputs, *[channels] * depth]
+      stages.append(
+        nnx.List([ConvNorm(sizes[i], sizes[i + 1], **options) for i in range(depth)])
+      )
+      inputs = channels
+    self.features = nnx.List(stages)
+    self.out = _classifier(inputs, options)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Logits (n, 10), float32, of normalised images (n, 32, 32, 3)."""
+    for stage in self.features:
+      for layer in stage:
+        x = nnx.relu(layer(x))
+      x = _models.max_pool(x)
+    return self.out(x.reshape(len(x), -1)).astype(jnp.float32)
+
+
+class Block(nnx.Module):
+  """Residual block of two convolutions; a projection where the shape changes."""
+
+  def __init__(self, inputs: int, outputs: int, stride: int, **options: Any):
+    self.first = ConvNorm(inputs, outputs, stride=stride, **options)
+    self.second = ConvNorm(outputs, outputs, **options)
+    changes = stride != 1 or inputs != outputs
+    self.shortcut = ConvNorm(inputs, outputs, 1, stride, **options) if changes else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Feature maps (n, h / stride, w / stride, outputs) of (n, h, w, inputs)."""
+    shortcut = x if self.shortcut is None else self.shortcut(x)
+    return nnx.relu(self.second(nnx.relu(self.first(x))) + shortcut)
+
+
+class ResNet18(nnx.Module):
+  """ResNet-18 whose first convolution has size 3 and stride 1, the CIFAR variant.
+
+  At full width 11,173,962 parameters, of which 11,164,352 in kernels.
+
+  Args:
+    width: factor of the number of channels.
+    **options: as of `VGG16`.
+  """
+
+  STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
+
+  def __init__(self, width: float = 1.0, **options: Any):
+    inputs = _channels(self.STAGES[0][0], width)
+    self.base = ConvNorm(3, inputs, **options)
+    blocks = []
+    for base, stride in self.STAGES:
+      channels = _channels(base, width)
+      blocks.append(Block(inputs, channels, stride, **options))
+      blocks.append(Block(channels, channels, 1, **options))
+      inputs = channels
+    self.blocks = nnx.List(blocks)
+    self.out = _classifier(inputs, options)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Logits (n, 10), float32, of normalised images (n, 32, 32, 3)."""
+    x = nnx.relu(self.base(x))
+    for block in self.blocks:
+      x = block(x)
+    return self.out(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
+
+
+def create(
+  network: Literal["vgg16", "resnet18"],
+  *,
+  width: float,
+  seed: int,
+  precision: str = "float32",
+  momentum: float = 0.9,
+) -> nnx.Module:
+  """A network with its initial weights, a function of the seed alone.
+
+  Args:
+    network: which.
+    width: factor of the number of channels.
+    seed: of the weights.
+    precision: dtype of the computation; parameters and statistics are float32.
+    momentum: of the running statistics of batch normalisation; 0 keeps those of the
+      last batch.
+  """
+  kind = {"vgg16": VGG16, "resnet18": ResNet18}[network]
+  rngs = nnx.Rngs(params=seed)
+  return kind(width, dtype=jnp.dtype(precision), momentum=momentum, rngs=rngs)
+
+
+def _channels(base: int, width: float) -> int:
+  return max(1, round(base * width))
+
+
+def _classifier(inputs: int, options: dict[str, Any]) -> nnx.Linear:
+  return nnx.Linear(inputs, CLASSES, dtype=options["dtype"], rngs=options["rngs"])

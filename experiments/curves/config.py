@@ -1,0 +1,163 @@
+"""The configuration of one training: all that determines its numbers."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import rvsm_jax
+
+# The layer that is made sparse, as a path in the params.
+SPARSE_LAYER = "^dense/kernel$"
+
+# Those of Tables 1 and 2, and, with the method "sgd", of Table 3.
+PAPER_LAM, PAPER_BETA = 5e-4, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One training.
+
+  Attributes:
+    data: which set of images.
+    penalty: of the dense layer's weights; "none" trains the dense network.
+    a: the parameter of transformed l1; smaller is nearer to l0.
+    method: "rvsm", or "sgd" on the loss with the penalty added to it.
+    lam: weight of the penalty, constant as in the paper (0.0005). Without it, lam
+      is ramped: zero for the first `ramp[0]` of the training, then such that the
+      threshold, below which a weight of u is zero, rises linearly to `threshold`
+      at `ramp[1]`.
+    beta: stiffness of the pull between w and u; the paper has 0.1.
+    threshold: where the ramp of the threshold ends.
+    ramp: where it starts and ends, as shares of the training.
+    normalize: divide the layer's weights by their norm after every step, as the
+      paper's Algorithm 1 has it.
+    epochs: passes over the training images.
+    batch_size: images per step; those left over at the end of an epoch are unused.
+    learning_rate: the peak of a one-cycle schedule.
+    momentum: of SGD.
+    train_size: use only so many training images; 0 uses all.
+    validation_size: hold out so many training images and report on them instead of
+      the test images, to choose between configurations.
+    seed: of the initial weights and of the order of the images.
+  """
+
+  data: Literal["planar_shapes", "alphabets"] = "planar_shapes"
+  penalty: Literal["l0", "l1", "transformed_l1", "none"] = "l0"
+  a: float = 1.0
+  method: Literal["rvsm", "sgd"] = "rvsm"
+  lam: float | None = None
+  beta: float = 4.0
+  threshold: float = 0.045
+  ramp: tuple[float, float] = (0.3, 0.6)
+  normalize: bool = False
+  epochs: int = 10
+  batch_size: int = 32
+  learning_rate: float = 0.01
+  momentum: float = 0.9
+  train_size: int = 0
+  validation_size: int = 0
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("epochs", "batch_size", "learning_rate", "beta", "a"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
+    for name in ("threshold", "train_size", "validation_size", "seed"):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}.")
+    if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
+      raise ValueError(f"ramp must be two shares, 0 <= start < end <= 1: {self.ramp}.")
+    if self.method == "sgd" and (self.lam is None) != (self.penalty == "none"):
+      raise ValueError(
+        "method sgd adds lam times the penalty to the loss: pass --lam, such as the"
+        f" paper's {PAPER_LAM}, with a penalty, and neither without."
+      )
+
+  @property
+  def name(self) -> str:
+    """Names files; those who differ in it are different trainings."""
+    penalty = f"{self.penalty}-a{self.a:g}" if self.has_a else self.penalty
+    parts = [self.data, penalty]
+    if self.penalty != "none":
+      parts += [self.method, "ramped" if self.lam is None else f"lam{self.lam:g}"]
+    return "-".join([*parts, f"seed{self.seed}"])
+
+  @property
+  def has_a(self) -> bool:
+    """Whether the penalty has the parameter a."""
+    return self.penalty == "transformed_l1"
+
+  @property
+  def splits(self) -> bool:
+    """Whether there is a u."""
+    return self.method == "rvsm" and self.penalty != "none"
+
+
+def penalty(config: Config) -> rvsm_jax.Penalty:
+  """The penalty of a configuration that has one."""
+  match config.penalty:
+    case "l0":
+      return rvsm_jax.l0()
+    case "l1":
+      return rvsm_jax.l1()
+    case "transformed_l1":
+      return rvsm_jax.transformed_l1(config.a)
+    case "none":
+      raise ValueError("The configuration has no penalty.")
+
+
+def step_of_threshold(config: Config, threshold: jax.Array) -> jax.Array:
+  """The step lam / beta whose proximal map is zero up to `threshold`.
+
+  The inverse of sqrt(2 g), g, and, for transformed l1, of g (a + 1) / a where that
+  is at most a / 2, and of sqrt(2 g (a + 1)) - a / 2 above.
+  """
+  a = config.a
+  match config.penalty:
+    case "l0":
+      return threshold**2 / 2
+    case "l1":
+      return threshold
+    case "transformed_l1":
+      far = (threshold + a / 2) ** 2 / (2 * (a + 1))
+      return jnp.where(threshold <= a / 2, threshold * a / (a + 1), far)
+    case "none":
+      raise ValueError("The configuration has no penalty.")
+
+
+def lam_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
+  """lam, or the ramp that stands in for it, over `steps` updates."""
+  if config.lam is not None:
+    return config.lam
+  start, end = config.ramp
+  threshold = optax.linear_schedule(
+    0.0, config.threshold, round((end - start) * steps), round(start * steps)
+  )
+  return lambda count: config.beta * step_of_threshold(config, threshold(count))
+
+
+def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+  """SGD with momentum and a one-cycle learning rate, and what makes it sparse."""
+  learning_rate = optax.cosine_onecycle_schedule(steps, config.learning_rate)
+  sgd = optax.sgd(learning_rate, config.momentum)
+  if config.penalty == "none":
+    return optax.chain(sgd)
+  mask = rvsm_jax.by_path(SPARSE_LAYER)
+  if config.method == "sgd":
+    return optax.chain(
+      rvsm_jax.add_penalty_gradient(penalty(config), config.lam, mask=mask), sgd
+    )
+  return optax.chain(
+    sgd,
+    rvsm_jax.rvsm(
+      learning_rate,
+      penalty(config),
+      lam=lam_schedule(config, steps),
+      beta=config.beta,
+      normalize="leaf" if config.normalize else None,
+      mask=mask,
+    ),
+  )

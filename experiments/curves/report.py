@@ -1,0 +1,247 @@
+"""Table and figures of one training, from its result and its data."""
+
+import pathlib
+from typing import Any
+
+import matplotlib.colors
+import numpy as np
+
+from experiments import _plots, _run
+from experiments.curves import paper, train
+
+
+def write(
+  result: dict[str, Any], data: train.Data, directory: pathlib.Path
+) -> list[pathlib.Path]:
+  """Writes the result as JSON, the table and the figures, and returns their paths.
+
+  Args:
+    result: of `train.train`.
+    data: what it was trained on, for the samples.
+    directory: where.
+  """
+  name = result["name"]
+  files = {
+    part: directory / f"{name}{part}"
+    for part in (".json", ".md", "-training.png", "-weights.png")
+  }
+  files["-samples.png"] = directory / f"{result['data']['name']}-samples.png"
+  _run.write_json(files[".json"], result)
+  _run.write_atomically(files[".md"], markdown(result))
+  draw_training(result, files["-training.png"])
+  draw_weights(result, files["-weights.png"])
+  draw_samples(data, files["-samples.png"])
+  return list(files.values())
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+  """A share in per cent; a dash for what there is not.
+
+  What is not all, or not none, is never rounded to 100 or 0.
+  """
+  if share is None:
+    return "–"
+  text = f"{100 * share:.{decimals}f}"
+  while share not in (0.0, 1.0) and float(text) in (0.0, 100.0) and decimals < 9:
+    decimals += 1
+    text = f"{100 * share:.{decimals}f}"
+  return f"{text}%"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+  """A Markdown table whose columns are aligned as text, too."""
+  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+  def line(cells: list[str]) -> str:
+    first, *rest = cells
+    padded = [first.ljust(widths[0])]
+    padded += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+  rule = [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])]
+  return "\n".join(map(line, [header, rule, *rows]))
+
+
+def penalty_name(config: dict[str, Any]) -> str:
+  """How tables and figures call the penalty of a configuration."""
+  if config["penalty"] == "none":
+    return "dense network"
+  name = config["penalty"].replace("transformed_l1", f"TL1, a = {config['a']:g}")
+  return name if config["method"] == "rvsm" else f"{name}, SGD on the penalised loss"
+
+
+def protocol(config: dict[str, Any]) -> str:
+  """One sentence on how a configuration is trained."""
+  text = (
+    f"{config['epochs']} epochs in batches of {config['batch_size']}, SGD with momentum"
+    f" {config['momentum']:g}, one-cycle learning rate with peak"
+    f" {config['learning_rate']:g}, He initialisation, seed {config['seed']}"
+  )
+  if config["penalty"] == "none":
+    return f"{text}, no penalty."
+  if config["lam"] is not None:
+    text += f"; lambda {config['lam']:g} throughout"
+  else:
+    start, end = config["ramp"]
+    text += (
+      f"; lambda 0 for the first {start:.0%} of the steps, then ramped so that the"
+      f" threshold of u rises linearly to {config['threshold']:g} at {end:.0%}"
+    )
+  if config["method"] == "rvsm":
+    text += f"; beta {config['beta']:g}"
+    text += ", w divided by its norm each step" if config["normalize"] else ""
+  return f"{text}."
+
+
+def markdown(result: dict[str, Any]) -> str:
+  """The table of one training, the paper's row beside it."""
+  config, final = result["config"], result["final"]
+  printed = paper.row(config["data"], config["penalty"], config["a"])
+  rows = []
+  if printed is not None:
+    number, row = printed
+    rows.append(
+      [
+        f"Xue & Xin (2019), Table {number}",
+        *(percent(row.accuracy / 100, 1), "–", "–"),
+        *("–", percent(row.sparsity / 100, 1)),
+      ]
+    )
+  rows.append(
+    [
+      "this run",
+      *(percent(final["accuracy"][name], 1) for name in ("w", "u", "w_cut")),
+      *(percent(final["zeros"]["u"]), percent(final["w_below"]["10"])),
+    ]
+  )
+  main = table(
+    [
+      penalty_name(config),
+      "accuracy of w",
+      "accuracy of u",
+      "accuracy of w cut at the gap",
+      "exact zeros in u",
+      "w below 1e-10",
+    ],
+    rows,
+  )
+  scales = table(
+    ["share of w", *(f"below 1e-{n}" for n in final["w_below"])],
+    [
+      ["as trained", *map(percent, final["w_below"].values())],
+      ["divided by its norm", *map(percent, final["w_below_normalized"].values())],
+    ],
+  )
+  gap = final["gap"]
+  if gap is None:
+    cut = "The weights w have no gap."
+  else:
+    cut = (
+      f"The gap of w is from {gap['low']:.1e} to {gap['high']:.1e}, with"
+      f" {percent(gap['share'])} of the weights; cut in the middle,"
+      f" {percent(final['zeros']['w_cut'])} of w are zero."
+    )
+  hardware, versions = result["hardware"], result["versions"]
+  tested = f"{result['data']['test_images']} {result['data']['tested_on']} images"
+  return f"""# {config["data"].replace("_", " ").capitalize()}, {penalty_name(config)}
+
+{main}
+
+Accuracy on {tested}; shares of the {final["weights"]:,} weights of the
+dense layer. The paper's sparsity is the share of w below a scale of 1e-10.
+
+{scales}
+
+{cut} (The gap is the emptiest decade of magnitudes with at least half of the
+weights below and 0.01% above; there is none if it has more than 1% of the weights.)
+
+Protocol: {protocol(config)}
+
+Time: {result["seconds"]:.0f} s on {hardware["cores"]} cores of {hardware["processor"]}
+({hardware["backend"]}); JAX {versions["jax"]}, Flax {versions["flax"]}, Optax
+{versions["optax"]}, Python {versions["python"]}; revision {result["git_revision"]}.
+"""
+
+
+def draw_training(result: dict[str, Any], path: pathlib.Path) -> None:
+  """Losses, accuracies and zeros against epochs; Fig. 4 of the paper."""
+  epochs = {
+    name: [metrics[name] for metrics in result["epochs"]]
+    for name in result["epochs"][0]
+  }
+  number = epochs["epoch"]
+  with _plots.figure(path, columns=3) as axes:
+    left, middle, right = axes[0]
+    left.plot(number, epochs["loss"], color=_plots.GREY, label="training, w")
+    left.plot(number, epochs["test_loss"], color=_plots.BLUE, label="test, w")
+    middle.plot(number, epochs["accuracy"], color=_plots.GREY, label="training, w")
+    middle.plot(number, epochs["test_accuracy"], color=_plots.BLUE, label="test, w")
+    if "test_loss_u" in epochs:
+      style = {"color": _plots.ORANGE, "label": "test, u", "linestyle": "--"}
+      left.plot(number, epochs["test_loss_u"], **style)
+      middle.plot(number, epochs["test_accuracy_u"], **style)
+    right.plot(number, epochs["zeros"], color=_plots.ORANGE)
+    left.set(title="Cross entropy", xlabel="epoch", yscale="log")
+    middle.set(title="Accuracy", xlabel="epoch")
+    right.set(title="Exact zeros in the dense layer", xlabel="epoch")
+    right.set_ylim(-0.02, 1.02)
+    for panel in (middle, right):
+      _plots.percent_axis(panel)
+    for panel in (left, middle):
+      panel.legend()
+    for panel in axes[0]:
+      panel.xaxis.get_major_locator().set_params(integer=True)
+
+
+def draw_weights(result: dict[str, Any], path: pathlib.Path) -> None:
+  """How the magnitudes of the dense layer are distributed; Fig. 6 of the paper."""
+  histogram = result["final"]["histogram"]
+  edges = np.array(histogram["log10_edges"])
+  zero = edges[0] - 0.7
+  with _plots.figure(path, width=7.0, height=3.8) as axes:
+    (panel,) = axes[0]
+    if "u" in histogram:
+      style = {"color": _plots.ORANGE, "alpha": 0.6}
+      panel.stairs(histogram["u"]["counts"], edges, fill=True, **style)
+      panel.bar(zero, histogram["u"]["zero"], 0.5, label="u", **style)
+    panel.stairs(histogram["w"]["counts"], edges, color=_plots.BLUE, label="w")
+    panel.stairs(
+      histogram["initial"]["counts"],
+      edges,
+      color=_plots.GREY,
+      linestyle=":",
+      label="w before training",
+    )
+    gap = result["final"]["gap"]
+    if gap is not None:
+      low, high = np.log10([gap["low"], gap["high"]])
+      panel.axvspan(low, high, color=_plots.YELLOW, alpha=0.2, lw=0, label="gap of w")
+    panel.set(
+      title=f"Dense layer: {penalty_name(result['config'])}",
+      xlabel="magnitude",
+      ylabel="number of weights",
+      yscale="log",
+    )
+    ticks = range(-10, 2, 2)
+    panel.set_xticks([zero, *ticks], ["0", *(f"$10^{{{n}}}$" for n in ticks)])
+    panel.legend(loc="upper center", ncols=2)
+    panel.set_ylim(top=2e7)
+
+
+def draw_samples(data: train.Data, path: pathlib.Path, columns: int = 8) -> None:
+  """Two rows of each class; Figs. 3 and 5 of the paper."""
+  rows = []
+  for label in (0, 1):
+    images = data.test_images[data.test_labels == label][: 2 * columns]
+    rows += [images[:columns], images[columns:]]
+  paper_and_ink = matplotlib.colors.ListedColormap(["white", "black"])
+  with _plots.figure(path, len(rows), columns, width=1.1, height=1.15) as axes:
+    for panel in axes.ravel():
+      panel.set(xticks=[], yticks=[])
+      panel.grid(False)
+      panel.spines[:].set(visible=True, color="#CCCCCC")
+    for panels, images in zip(axes, rows, strict=True):
+      for panel, image in zip(panels, images, strict=False):
+        panel.imshow(image[:, :, 0], cmap=paper_and_ink, vmin=0, vmax=1)
+    axes[0, 0].set_title("Steady hand")
+    axes[2, 0].set_title("Shaky hand")

@@ -1,0 +1,210 @@
+"""Data, training and measurement of one configuration."""
+
+from collections.abc import Callable
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+import optax
+
+from experiments import _models, _run, datasets
+from experiments.curves import config as configs
+from experiments.curves import measure
+import rvsm_jax
+
+_EVALUATION_BATCH = 250
+
+
+class Data(NamedTuple):
+  """Images (n, 100, 100, 1) of zeros and ones, uint8, and labels (n,), int32.
+
+  Attributes:
+    images: for training.
+    labels: for training.
+    test_images: the test set, or what is held out for validation.
+    test_labels: their labels.
+  """
+
+  images: NDArray[np.uint8]
+  labels: NDArray[np.int32]
+  test_images: NDArray[np.uint8]
+  test_labels: NDArray[np.int32]
+
+
+def load_data(config: configs.Config, data_dir: pathlib.Path | None) -> Data:
+  """The images that a configuration trains on and is measured on."""
+  images, labels = datasets.load(config.data, "train", data_dir)
+  if config.validation_size:
+    kept = len(images) - config.validation_size
+    if kept < config.batch_size:
+      raise ValueError(
+        f"validation_size={config.validation_size} leaves {kept} images to train on."
+      )
+    test_images, test_labels = images[kept:], labels[kept:]
+    images, labels = images[:kept], labels[:kept]
+  else:
+    test_images, test_labels = datasets.load(config.data, "test", data_dir)
+  size = config.train_size or len(images)
+  return Data(images[:size], labels[:size], test_images, test_labels)
+
+
+def initial_params(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State]:
+  """The network and its weights before training: a function of the seed alone."""
+  model = _models.CurvesCNN(rngs=nnx.Rngs(params=config.seed))
+  return nnx.split(model, nnx.Param)
+
+
+def losses(
+  graph: nnx.GraphDef, params: Any, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Cross entropy of each image, (n,), and whether its class was found, (n,)."""
+  logits = nnx.merge(graph, params)(images)
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return loss, jnp.argmax(logits, axis=-1) == labels
+
+
+def train_step(
+  graph: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  images: jax.Array,
+  labels: jax.Array,
+) -> Callable[[_run.TrainState, NDArray[np.int64]], _run.TrainState]:
+  """The jitted update, from a state, which is donated, and indices into `images`."""
+
+  def objective(
+    params: Any, images: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    loss, found = losses(graph, params, images, labels)
+    return jnp.mean(loss), (jnp.sum(loss), jnp.sum(found))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(
+    state: _run.TrainState, batch: jax.Array, images: jax.Array, labels: jax.Array
+  ) -> _run.TrainState:
+    gradient = jax.grad(objective, has_aux=True)
+    grads, (loss, found) = gradient(state.params, images[batch], labels[batch])
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    totals = state.totals
+    return state._replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      totals={
+        "loss": totals["loss"] + loss,
+        "accuracy": totals["accuracy"] + found,
+        "seen": totals["seen"] + len(batch),
+      },
+    )
+
+  # The images are an argument, since a closure would make them part of the program.
+  return lambda state, batch: update(state, batch, images, labels)
+
+
+def evaluator(
+  graph: nnx.GraphDef, images: NDArray[np.uint8], labels: NDArray[np.int32]
+) -> Callable[[Any], tuple[float, float]]:
+  """A function from params to their mean loss and accuracy on these images."""
+  sums = jax.jit(lambda *args: jax.tree.map(jnp.sum, losses(graph, *args)))
+
+  def evaluate(params: Any) -> tuple[float, float]:
+    loss = found = 0.0
+    for start in range(0, len(images), _EVALUATION_BATCH):
+      batch = slice(start, start + _EVALUATION_BATCH)
+      part = sums(params, images[batch], labels[batch])
+      loss, found = loss + float(part[0]), found + float(part[1])
+    return loss / len(images), found / len(images)
+
+  return evaluate
+
+
+def sparse_params(config: configs.Config, state: _run.TrainState) -> Any:
+  """The network of u, or that of w where there is no u."""
+  if not config.splits:
+    return state.params
+  return rvsm_jax.sparse_params(state.opt_state, state.params)
+
+
+def train(
+  config: configs.Config,
+  run: _run.Run,
+  data_dir: pathlib.Path | None = None,
+  checkpoint_seconds: float = 20.0,
+) -> dict[str, Any]:
+  """Trains one configuration, or goes on with it, and returns what came out.
+
+  A finished run is not trained again.
+
+  Args:
+    config: what to train.
+    run: its directory.
+    data_dir: see `datasets.load`.
+    checkpoint_seconds: see `_run.fit`.
+
+  Returns:
+    The result, which also stands in `run.result_file`.
+  """
+  result = run.result()
+  if result is not None:
+    _run.console.print(f"Finished before: {run.result_file}")
+    return result
+  data = load_data(config, data_dir)
+  graph, params = initial_params(config)
+  steps = len(data.images) // config.batch_size * config.epochs
+  tx = configs.optimizer(config, steps)
+  evaluate = evaluator(graph, data.test_images, data.test_labels)
+  zeros = jax.jit(lambda state: rvsm_jax.sparsity(_layer(config, state)))
+
+  def metrics(state: _run.TrainState) -> dict[str, float]:
+    loss, accuracy = evaluate(state.params)
+    out = {"test_loss": loss, "test_accuracy": accuracy}
+    if config.splits:
+      loss, accuracy = evaluate(sparse_params(config, state))
+      out |= {"test_loss_u": loss, "test_accuracy_u": accuracy}
+    return out | live(state)
+
+  def live(state: _run.TrainState) -> dict[str, float]:
+    return {"zeros": float(zeros(state))}
+
+  state, record = _run.fit(
+    run,
+    _run.TrainState.create(params, tx),
+    epochs=config.epochs,
+    batches=lambda epoch: _run.epoch_order(
+      config.seed, epoch, len(data.images), config.batch_size
+    ),
+    step=train_step(graph, tx, jnp.asarray(data.images), jnp.asarray(data.labels)),
+    evaluate=metrics,
+    live=live,
+    checkpoint_seconds=checkpoint_seconds,
+  )
+  result = {
+    "name": config.name,
+    "config": run.config,
+    "seed": config.seed,
+    "data": {
+      "name": config.data,
+      "train_images": len(data.images),
+      "test_images": len(data.test_images),
+      "tested_on": "validation" if config.validation_size else "test",
+    },
+    "final": measure.final(
+      initial_params(config)[1],
+      state.params,
+      sparse_params(config, state) if config.splits else None,
+      evaluate,
+    ),
+    "epochs": record.epochs,
+    "seconds": record.seconds,
+    **_run.environment(),
+  }
+  _run.write_json(run.result_file, result)
+  return result
+
+
+def _layer(config: configs.Config, state: _run.TrainState) -> jax.Array:
+  return measure.layer(sparse_params(config, state))
