@@ -292,6 +292,6 @@ class TestMaskArgument:
   def test_selects_a(self, mask):
     assert self.selected(mask) == {"a": True, "b": False}
 
-  @pytest.mark.parametrize("mask", [None, True, np.True_, lambda _: True], ids=str)
+  @pytest.mark.parametrize("mask", [None, True, np.True_, lambda _: True])
   def test_selects_all(self, mask):
     assert self.selected(mask) == {"a": True, "b": True}

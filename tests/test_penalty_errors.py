@@ -218,7 +218,7 @@ def test_nuclear_needs_a_matrix(shape: tuple[int, ...]):
     assert str(shape) in str(error.value)
 
 
-@pytest.mark.parametrize("impostor", [None, 0.1, "l1", rvsm_jax.l1, (abs,)], ids=str)
+@pytest.mark.parametrize("impostor", [None, 0.1, "l1", rvsm_jax.l1, (abs,)])
 def test_what_is_no_penalty(impostor: Any):
   """The constructor itself, not called, is the likeliest mistake."""
   with pytest.raises((TypeError, ValueError), match="penalty"):

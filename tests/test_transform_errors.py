@@ -257,7 +257,6 @@ def test_a_mask_that_selects_nothing(name, mask):
     {"dense": {"kernel": np.ones((2, 3), bool), "bias": True}},
     rvsm_jax.layer_index(),
   ],
-  ids=repr,
 )
 def test_a_mask_that_does_not_fit(name, mask):
   with pytest.raises((ValueError, TypeError), match="mask"):
