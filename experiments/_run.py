@@ -349,7 +349,12 @@ def fit(
     transient=True,
   ) as bar:
     task = bar.add_task(
-      "training", total=epochs * per_epoch, epoch=0, epochs=epochs, shown=""
+      "training",
+      total=epochs * per_epoch,
+      completed=int(state.step),
+      epoch=min(len(record.epochs) + 1, epochs),
+      epochs=epochs,
+      shown="",
     )
     for epoch in range(len(record.epochs), epochs):
       for batch in batches(epoch)[int(state.step) - epoch * per_epoch :]:
