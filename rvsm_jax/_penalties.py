@@ -585,16 +585,19 @@ def _singular_value_threshold_jvp(primals: tuple, tangents: tuple) -> tuple:
   f = jnp.maximum(s - step, 0)
   slope = jnp.where(s > step, 1.0, 0.0).astype(s.dtype)
 
-  def ratio(top: jax.Array, bottom: jax.Array, limit: jax.Array) -> jax.Array:
+  def ratio(top: jax.Array, bottom: jax.Array) -> jax.Array:
     usable = jnp.abs(bottom) > jnp.finfo(s.dtype).tiny
-    return jnp.where(usable, top / jnp.where(usable, bottom, 1), limit)
+    return jnp.where(usable, top / jnp.where(usable, bottom, 1), 0)
 
-  difference = ratio(f[:, None] - f, s[:, None] - s, jnp.minimum(slope[:, None], slope))
-  mean = ratio(f[:, None] + f, s[:, None] + s, jnp.zeros_like(difference))
+  # Of two singular values on the same side of the step only the slope counts: their
+  # difference may be rounding.
+  same = slope[:, None] == slope
+  difference = jnp.where(same, slope, ratio(f[:, None] - f, s[:, None] - s))
+  mean = ratio(f[:, None] + f, s[:, None] + s)
   core = u.T @ dx @ vt.T
   inner = difference * (core + core.T) / 2 + mean * (core - core.T) / 2
   inner = inner - jnp.diag(slope) * dstep
-  outside = ratio(f, s, jnp.zeros_like(s))
+  outside = ratio(f, s)
   left = (dx - u @ (u.T @ dx)) @ vt.T * outside
   right = outside[:, None] * (u.T @ (dx - (dx @ vt.T) @ vt))
   return (u * f) @ vt, u @ inner @ vt + left @ vt + u @ right
