@@ -87,8 +87,9 @@ def markdown(results: Results, cost: dict[str, Any] | None) -> str:
       f" ({', '.join(f'{k} {v}' for k, v in settings.changes.items())}),"
       " which do not reach the paper's accuracy and are not meant to. Its numbers"
       " stand beside them for orientation only. With fewer channels the initial"
-      " weights are larger, and in fewer steps weight decay shrinks them less: a"
-      " constant lambda then finds fewer zeros than at full size."
+      " weights are larger, and in fewer steps weight decay shrinks them less: fewer"
+      " fall below the threshold of a constant lambda and beta, and a weak pull, as"
+      " ADMM's, leaves w far from u."
     )
   for name, rows in configs.TABLES.items():
     lines = [_line(row, results[row.name]) for row in rows if row.name in results]
@@ -162,8 +163,9 @@ def _protocol(settings: configs.Settings) -> str:
     f" prints neither), He initialisation, {settings.precision}, seed {settings.seed}."
     " RVSM in the order of the paper's Algorithm 1. Target sparsities, the same for"
     f" every kernel, rise from {start:.0%} to {end:.0%} of the training by the cubic"
-    " schedule of Zhu & Gupta (2017), for RVSM"
-    f" (beta {configs.TARGET_BETA:g}) and for gradual magnitude pruning alike."
+    " schedule of Zhu & Gupta (2017), for gradual magnitude pruning and for RVSM alike,"
+    f" which there has beta such that beta times the learning rate is"
+    f" {configs.TARGET_PULL:g} throughout."
   )
 
 
@@ -241,32 +243,29 @@ def draw_training(results: Results, path: pathlib.Path) -> None:
 
 def draw_targets(results: Results, path: pathlib.Path) -> None:
   """Accuracy of the sparse networks against their sparsity, a panel per network."""
-  with _plots.figure(path, columns=2) as axes:
+  with _plots.figure(path, columns=2, width=5.2, height=4.0) as axes:
     for panel, (network, title) in zip(axes[0], _NETWORKS.items(), strict=True):
-      lines = {
-        "RVSM with a target": ("cardinality", _plots.ORANGE, "o"),
-        "gradual magnitude pruning": ("pruning", _plots.BLUE, "s"),
-      }
-      for label, (kind, color, marker) in lines.items():
+      for label, kind, style in (
+        ("RVSM, cardinality", "cardinality", {"color": _plots.ORANGE, "marker": "o"}),
+        ("gradual pruning", "pruning", {"color": _plots.BLUE, "marker": "s"}),
+      ):
         names = [f"{network}-{kind}{round(100 * target)}" for target in configs.TARGETS]
         points = [_point(results[name]) for name in names if name in results]
         if points:
-          panel.plot(
-            *zip(*points, strict=True), marker, ls="-", color=color, label=label
-          )
-      others = [row for key in ("1", "2") for row in configs.TABLES[key]]
-      for row in others:
-        if row.network == network and row.name in results:
-          x, y = _point(results[row.name])
-          panel.plot(x, y, "x", color=_plots.GREY)
-          panel.annotate(
-            row.title, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8
-          )
-      panel.set(title=title, xlabel="exact zeros in all kernels")
+          panel.plot(*zip(*points, strict=True), label=label, **style)
+      others = [
+        row
+        for row in (*configs.TABLES["1"], *configs.TABLES["2"])
+        if row.network == network and row.name in results
+      ]
+      for row, marker in zip(others, "x+^v", strict=False):
+        x, y = _point(results[row.name])
+        panel.plot(x, y, marker, color=_plots.GREY, label=row.title)
+      panel.set(title=title, xlabel="exact zeros in all kernels", xlim=(-0.03, 1.03))
       panel.xaxis.set_major_formatter(PercentFormatter(1.0))
       _plots.percent_axis(panel)
-    axes[0, 0].set_ylabel("test accuracy")
-    axes[0, 0].legend(fontsize=8)
+      panel.legend(fontsize=8)
+    axes[0, 0].set_ylabel("test accuracy of the sparse network")
 
 
 def _point(result: dict[str, Any]) -> Sequence[float]:
