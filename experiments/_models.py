@@ -141,11 +141,6 @@ def pooled_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return largest.reshape(n, height // 2, width // 2, -1)
 
 
-# Thin lines ink 4% of an image: with this value its mean square is one, which He
-# initialisation counts on. With 1, the first epochs are spent on a plateau.
-_INK = 5.0
-
-
 class PooledConv(nnx.Module):
   """3x3 convolution, bias, ReLU and 2x2 max pooling; He initialisation.
 
@@ -172,16 +167,29 @@ class CurvesCNN(nnx.Module):
     out: 256 weights.
   """
 
-  def __init__(self, *, rngs: nnx.Rngs):
+  def __init__(
+    self, *, ink: float = 5.0, dense_std: float | None = None, rngs: nnx.Rngs
+  ):
+    """Draws the weights: He initialisation.
+
+    Args:
+      ink: value of a pixel with ink. Thin lines ink 4% of an image: with 5 its mean
+        square is one, which He initialisation counts on.
+      dense_std: standard deviation of the initial weights of `dense`, if not He's,
+        0.019.
+      rngs: for the weights.
+    """
     he: Callable = nnx.initializers.he_normal()
+    normal: Callable = nnx.initializers.normal(dense_std) if dense_std else he
+    self.ink = ink
     self.conv1 = PooledConv(1, 32, rngs=rngs)
     self.conv2 = PooledConv(32, 32, rngs=rngs)
     self.conv3 = PooledConv(32, 32, rngs=rngs)
-    self.dense = nnx.Linear(13 * 13 * 32, 128, kernel_init=he, rngs=rngs)
+    self.dense = nnx.Linear(13 * 13 * 32, 128, kernel_init=normal, rngs=rngs)
     self.out = nnx.Linear(128, 2, kernel_init=he, rngs=rngs)
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Logits (n, 2) of images (n, 100, 100, 1) of zeros and ones, of any dtype."""
-    x = _INK * images.astype(jnp.float32)
+    x = self.ink * images.astype(jnp.float32)
     x = self.conv3(self.conv2(self.conv1(x)))
     return self.out(nnx.relu(self.dense(x.reshape(len(x), -1))))

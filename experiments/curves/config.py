@@ -1,7 +1,7 @@
 """The configuration of one training: all that determines its numbers."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,20 @@ SPARSE_LAYER = "^dense/kernel$"
 # Those of Tables 1 and 2, and, with the method "sgd", of Table 3.
 PAPER_LAM, PAPER_BETA = 5e-4, 0.1
 
+Data = Literal["planar_shapes", "alphabets"]
+PenaltyName = Literal["l0", "l1", "transformed_l1", "none"]
+
+
+def _known(value: Any) -> bool:
+  """Whether a value can be checked: it is not traced."""
+  return not isinstance(value, jax.core.Tracer)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """One training.
+
+  Where a step is compiled for a whole path, `a`, `threshold` and `beta` are traced.
 
   Attributes:
     data: which set of images.
@@ -38,14 +48,17 @@ class Config:
     batch_size: images per step; those left over at the end of an epoch are unused.
     learning_rate: the peak of a one-cycle schedule.
     momentum: of SGD.
+    ink: value of a pixel with ink.
+    dense_std: standard deviation of the dense layer's initial weights; without it,
+      He initialisation, 0.019.
     train_size: use only so many training images; 0 uses all.
     validation_size: hold out so many training images and report on them instead of
       the test images, to choose between configurations.
     seed: of the initial weights and of the order of the images.
   """
 
-  data: Literal["planar_shapes", "alphabets"] = "planar_shapes"
-  penalty: Literal["l0", "l1", "transformed_l1", "none"] = "l0"
+  data: Data = "planar_shapes"
+  penalty: PenaltyName = "l0"
   a: float = 1.0
   method: Literal["rvsm", "sgd"] = "rvsm"
   lam: float | None = None
@@ -57,16 +70,18 @@ class Config:
   batch_size: int = 32
   learning_rate: float = 0.01
   momentum: float = 0.9
+  ink: float = 5.0
+  dense_std: float | None = None
   train_size: int = 0
   validation_size: int = 0
   seed: int = 0
 
   def __post_init__(self) -> None:
-    for name in ("epochs", "batch_size", "learning_rate", "beta", "a"):
-      if not getattr(self, name) > 0:
+    for name in ("epochs", "batch_size", "learning_rate", "ink", "beta", "a"):
+      if _known(getattr(self, name)) and not getattr(self, name) > 0:
         raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
     for name in ("threshold", "train_size", "validation_size", "seed"):
-      if not getattr(self, name) >= 0:
+      if _known(getattr(self, name)) and not getattr(self, name) >= 0:
         raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}.")
     if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
       raise ValueError(f"ramp must be two shares, 0 <= start < end <= 1: {self.ramp}.")

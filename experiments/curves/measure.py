@@ -74,6 +74,7 @@ def final(
   params: Any,
   sparse: Any | None,
   evaluate: Callable[[Any], tuple[float, float]],
+  evaluate_unseen: Callable[[Any], tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
   """All that is reported of a trained network.
 
@@ -82,12 +83,14 @@ def final(
     params: the params w.
     sparse: the params with u in place of w; None if there is no u.
     evaluate: from params to loss and accuracy.
+    evaluate_unseen: the same on letters of a font that training never saw.
 
   Returns:
     For "w", "u" and "w_cut", w with the weights below the middle of
     the gap set to zero:
     "accuracy", "loss", and "zeros", the share of exact zeros in the layer. None
     stands for what there is not.
+    "unseen_font": the "accuracy" of the same three in a font never seen.
     "gap": `Gap`. "w_below": share of w below 10^-n, "w_below_normalized": the same
     of w divided by its l2 norm. "sign_changes": for each convolution the number and
     share of weights whose sign differs from the initial one. "histogram": counts.
@@ -95,19 +98,25 @@ def final(
   w = np.asarray(layer(params))
   gap = find_gap(w)
   networks = {"w": params, "u": sparse, "w_cut": gap and _cut(params, gap.cut)}
-  results = {
-    name: None if network is None else evaluate(network)
-    for name, network in networks.items()
-  }
+
+  def on(
+    evaluate: Callable[[Any], tuple[float, float]],
+  ) -> dict[str, tuple[float, float] | None]:
+    return {k: None if p is None else evaluate(p) for k, p in networks.items()}
+
+  results = on(evaluate)
   normalized = w / np.linalg.norm(w)
   return {
     "weights": w.size,
-    "accuracy": {k: None if r is None else r[1] for k, r in results.items()},
+    "accuracy": _accuracies(results),
     "loss": {k: None if r is None else r[0] for k, r in results.items()},
     "zeros": {
       k: None if network is None else float(rvsm_jax.sparsity(layer(network)))
       for k, network in networks.items()
     },
+    "unseen_font": None
+    if evaluate_unseen is None
+    else {"accuracy": _accuracies(on(evaluate_unseen))},
     "gap": None if gap is None else gap._asdict(),
     "w_below": _below(w),
     "w_below_normalized": _below(normalized),
@@ -124,6 +133,12 @@ def final(
       },
     },
   }
+
+
+def _accuracies(
+  results: dict[str, tuple[float, float] | None],
+) -> dict[str, float | None]:
+  return {name: None if one is None else one[1] for name, one in results.items()}
 
 
 def _cut(params: Any, threshold: float) -> Any:

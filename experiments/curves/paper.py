@@ -43,6 +43,22 @@ TABLES = {
 }
 
 
+# Shares below 1e-2, 1e-3, 1e-4, 1e-5 and 1e-10, and accuracy, by a and algorithm.
+TABLE_3 = {
+  (0.01, "rvsm"): (99.7, 96.0, 91.3, 88.6, 84.9, 99.5),
+  (0.01, "sgd"): (99.9, 99.9, 45.9, 5.44, 1e-5, 96.7),
+  (100.0, "rvsm"): (99.9, 97.5, 92.7, 88.5, 80.3, 99.3),
+  (100.0, "sgd"): (99.9, 99.7, 48.1, 6.68, 1e-5, 99.0),
+}
+
+# Sign changes in each convolution, number and per cent, by a.
+TABLE_4 = {
+  0.01: ((72, 25.0), (1120, 12.2), (769, 8.34)),
+  1.0: ((45, 15.6), (1133, 12.3), (784, 8.51)),
+  100.0: ((35, 12.2), (1001, 10.9), (995, 10.8)),
+}
+
+
 def row(data: str, penalty: str, a: float) -> tuple[int, Row] | None:
   """The number of the table and the row of a penalty; None if there is none."""
   number, rows = TABLES[data]

@@ -3,10 +3,12 @@
 import pathlib
 from typing import Any
 
+from matplotlib.axes import Axes
 import matplotlib.colors
 import numpy as np
 
 from experiments import _plots, _run
+from experiments._tables import percent, table
 from experiments.curves import paper, train
 
 
@@ -32,34 +34,6 @@ def write(
   draw_weights(result, files["-weights.png"])
   draw_samples(data, files["-samples.png"])
   return list(files.values())
-
-
-def percent(share: float | None, decimals: int = 2) -> str:
-  """A share in per cent; a dash for what there is not.
-
-  What is not all, or not none, is never rounded to 100 or 0.
-  """
-  if share is None:
-    return "–"
-  text = f"{100 * share:.{decimals}f}"
-  while share not in (0.0, 1.0) and float(text) in (0.0, 100.0) and decimals < 9:
-    decimals += 1
-    text = f"{100 * share:.{decimals}f}"
-  return f"{text}%"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-  """A Markdown table whose columns are aligned as text, too."""
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-  def line(cells: list[str]) -> str:
-    first, *rest = cells
-    padded = [first.ljust(widths[0])]
-    padded += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-    return f"| {' | '.join(padded)} |"
-
-  rule = [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])]
-  return "\n".join(map(line, [header, rule, *rows]))
 
 
 def penalty_name(config: dict[str, Any]) -> str:
@@ -195,37 +169,37 @@ def draw_training(result: dict[str, Any], path: pathlib.Path) -> None:
 
 def draw_weights(result: dict[str, Any], path: pathlib.Path) -> None:
   """How the magnitudes of the dense layer are distributed; Fig. 6 of the paper."""
+  with _plots.figure(path, width=7.0, height=3.8) as axes:
+    draw_histogram(axes[0, 0], result)
+    axes[0, 0].set_title(f"Dense layer: {penalty_name(result['config'])}")
+
+
+def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
+  """The distribution of the dense layer's magnitudes, on one panel."""
   histogram = result["final"]["histogram"]
   edges = np.array(histogram["log10_edges"])
   zero = edges[0] - 0.7
-  with _plots.figure(path, width=7.0, height=3.8) as axes:
-    (panel,) = axes[0]
-    if "u" in histogram:
-      style = {"color": _plots.ORANGE, "alpha": 0.6}
-      panel.stairs(histogram["u"]["counts"], edges, fill=True, **style)
-      panel.bar(zero, histogram["u"]["zero"], 0.5, label="u", **style)
-    panel.stairs(histogram["w"]["counts"], edges, color=_plots.BLUE, label="w")
-    panel.stairs(
-      histogram["initial"]["counts"],
-      edges,
-      color=_plots.GREY,
-      linestyle=":",
-      label="w before training",
-    )
-    gap = result["final"]["gap"]
-    if gap is not None:
-      low, high = np.log10([gap["low"], gap["high"]])
-      panel.axvspan(low, high, color=_plots.YELLOW, alpha=0.2, lw=0, label="gap of w")
-    panel.set(
-      title=f"Dense layer: {penalty_name(result['config'])}",
-      xlabel="magnitude",
-      ylabel="number of weights",
-      yscale="log",
-    )
-    ticks = range(-10, 2, 2)
-    panel.set_xticks([zero, *ticks], ["0", *(f"$10^{{{n}}}$" for n in ticks)])
-    panel.legend(loc="upper center", ncols=2)
-    panel.set_ylim(top=2e7)
+  if "u" in histogram:
+    style: dict[str, Any] = {"color": _plots.ORANGE, "alpha": 0.6}
+    panel.stairs(histogram["u"]["counts"], edges, fill=True, **style)
+    panel.bar(zero, histogram["u"]["zero"], 0.5, label="u", **style)
+  panel.stairs(histogram["w"]["counts"], edges, color=_plots.BLUE, label="w")
+  panel.stairs(
+    histogram["initial"]["counts"],
+    edges,
+    color=_plots.GREY,
+    linestyle=":",
+    label="w before training",
+  )
+  gap = result["final"]["gap"]
+  if gap is not None:
+    low, high = np.log10([gap["low"], gap["high"]])
+    panel.axvspan(low, high, color=_plots.YELLOW, alpha=0.2, lw=0, label="gap of w")
+  panel.set(xlabel="magnitude", ylabel="number of weights", yscale="log")
+  ticks = range(-10, 2, 2)
+  panel.set_xticks([zero, *ticks], ["0", *(f"$10^{{{n}}}$" for n in ticks)])
+  panel.legend(loc="upper center", ncols=2, fontsize=8)
+  panel.set_ylim(top=2e7)
 
 
 def draw_samples(data: train.Data, path: pathlib.Path, columns: int = 8) -> None:

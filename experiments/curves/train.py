@@ -53,9 +53,23 @@ def load_data(config: configs.Config, data_dir: pathlib.Path | None) -> Data:
   return Data(images[:size], labels[:size], test_images, test_labels)
 
 
+def load_unseen_font(
+  config: configs.Config, data_dir: pathlib.Path | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
+  """Letters, steady and shaky, of a font that training never saw; None without.
+
+  There is one if the letters are those of the project's own fonts, and nothing is
+  chosen by what is measured.
+  """
+  if config.data != "alphabets" or config.validation_size:
+    return None
+  return datasets.load(config.data, "test_unseen_font", data_dir)
+
+
 def initial_params(config: configs.Config) -> tuple[nnx.GraphDef, nnx.State]:
   """The network and its weights before training: a function of the seed alone."""
-  model = _models.CurvesCNN(rngs=nnx.Rngs(params=config.seed))
+  rngs = nnx.Rngs(params=config.seed)
+  model = _models.CurvesCNN(ink=config.ink, dense_std=config.dense_std, rngs=rngs)
   return nnx.split(model, nnx.Param)
 
 
@@ -68,6 +82,34 @@ def losses(
   return loss, jnp.argmax(logits, axis=-1) == labels
 
 
+def advance(
+  graph: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  state: _run.TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+) -> _run.TrainState:
+  """One update on one batch of images."""
+
+  def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    loss, found = losses(graph, params, images, labels)
+    return jnp.mean(loss), (jnp.sum(loss), jnp.sum(found))
+
+  grads, (loss, found) = jax.grad(objective, has_aux=True)(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  totals = state.totals
+  return state._replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    totals={
+      "loss": totals["loss"] + loss,
+      "accuracy": totals["accuracy"] + found,
+      "seen": totals["seen"] + len(images),
+    },
+  )
+
+
 def train_step(
   graph: nnx.GraphDef,
   tx: optax.GradientTransformation,
@@ -76,30 +118,11 @@ def train_step(
 ) -> Callable[[_run.TrainState, NDArray[np.int64]], _run.TrainState]:
   """The jitted update, from a state, which is donated, and indices into `images`."""
 
-  def objective(
-    params: Any, images: jax.Array, labels: jax.Array
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    loss, found = losses(graph, params, images, labels)
-    return jnp.mean(loss), (jnp.sum(loss), jnp.sum(found))
-
   @functools.partial(jax.jit, donate_argnums=0)
   def update(
     state: _run.TrainState, batch: jax.Array, images: jax.Array, labels: jax.Array
   ) -> _run.TrainState:
-    gradient = jax.grad(objective, has_aux=True)
-    grads, (loss, found) = gradient(state.params, images[batch], labels[batch])
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    totals = state.totals
-    return state._replace(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      totals={
-        "loss": totals["loss"] + loss,
-        "accuracy": totals["accuracy"] + found,
-        "seen": totals["seen"] + len(batch),
-      },
-    )
+    return advance(graph, tx, state, images[batch], labels[batch])
 
   # The images are an argument, since a closure would make them part of the program.
   return lambda state, batch: update(state, batch, images, labels)
@@ -157,6 +180,7 @@ def train(
   steps = len(data.images) // config.batch_size * config.epochs
   tx = configs.optimizer(config, steps)
   evaluate = evaluator(graph, data.test_images, data.test_labels)
+  unseen = load_unseen_font(config, data_dir)
   zeros = jax.jit(lambda state: rvsm_jax.sparsity(_layer(config, state)))
 
   def metrics(state: _run.TrainState) -> dict[str, float]:
@@ -197,6 +221,7 @@ def train(
       state.params,
       sparse_params(config, state) if config.splits else None,
       evaluate,
+      None if unseen is None else evaluator(graph, *unseen),
     ),
     "epochs": record.epochs,
     "seconds": record.seconds,

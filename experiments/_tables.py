@@ -1,0 +1,31 @@
+"""Markdown tables and the numbers in them, the same for all experiments."""
+
+from collections.abc import Sequence
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+  """A share in per cent; a dash for what there is not.
+
+  What is not all, or not none, is never rounded to 100 or 0.
+  """
+  if share is None:
+    return "–"
+  text = f"{100 * share:.{decimals}f}"
+  while share not in (0.0, 1.0) and float(text) in (0.0, 100.0) and decimals < 9:
+    decimals += 1
+    text = f"{100 * share:.{decimals}f}"
+  return f"{text}%"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table whose columns are aligned as text, too."""
+  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+  def line(cells: Sequence[str]) -> str:
+    first, *rest = cells
+    padded = [first.ljust(widths[0])]
+    padded += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+  rule = [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])]
+  return "\n".join(map(line, [header, rule, *rows]))

@@ -1,0 +1,465 @@
+"""Tables 1 to 4 of Xue & Xin (2019): what is trained for them, and how they look.
+
+Two protocols, since the paper leaves open how it trained. *As printed*: its lam and
+beta throughout, plain SGD. With He initialisation all weights would start below the
+threshold 0.1 of l0 and u would stay zero, so the dense layer starts with a standard
+deviation of 0.07, at which 15% of the weights start above it; the learning rate is
+such that weights without a gradient fall below 1e-10 by the end. *Tuned*: the
+protocol of the main job, with the threshold and beta that a path of reduced trainings
+found best on validation images.
+"""
+
+from collections.abc import Sequence
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+from typing import Any
+
+import jax
+from matplotlib.ticker import PercentFormatter
+import numpy as np
+
+from experiments import _plots, _run
+from experiments._tables import percent, table
+from experiments.curves import config as configs
+from experiments.curves import measure, paper, path, report, train
+from experiments.curves.config import Config, Data
+
+DATA: tuple[Data, ...] = ("alphabets", "planar_shapes")
+SEEDS = 3
+
+_PRINTED: dict[str, Any] = {
+  "lam": configs.PAPER_LAM,
+  "beta": configs.PAPER_BETA,
+  "momentum": 0.0,
+  "learning_rate": 0.25,
+  "batch_size": 16,
+  "epochs": 7,
+  "ink": 1.0,
+  "dense_std": 0.07,
+}
+_TABLE_3: tuple[Data, tuple[float, ...]] = ("planar_shapes", (0.01, 100.0))
+_TABLE_4 = (0.01, 1.0, 100.0)
+
+
+def printed_rows(data: Data) -> list[Config]:
+  """Tables 1 and 2 as printed: every penalty, l0 with three seeds, and none."""
+  base = Config(data=data, **_PRINTED)
+  rows = [dataclasses.replace(base, penalty="none", lam=None)]
+  rows += [dataclasses.replace(base, penalty=p, a=a) for p, a in path.PENALTIES]
+  rows += [dataclasses.replace(base, seed=seed) for seed in range(1, SEEDS)]
+  if data == _TABLE_3[0]:
+    rows += [
+      dataclasses.replace(base, penalty="transformed_l1", a=a, method="sgd")
+      for a in _TABLE_3[1]
+    ]
+  return rows
+
+
+def tuned_rows(data: Data, points: Sequence[dict[str, Any]]) -> list[Config]:
+  """Tables 1 and 2, tuned, from the results of the path."""
+  base = Config(data=data)
+  rows = [dataclasses.replace(base, penalty="none")]
+  for penalty, a in path.PENALTIES:
+    best = path.chosen(points, penalty, a)["config"]
+    rows.append(
+      dataclasses.replace(
+        base, penalty=penalty, a=a, threshold=best["threshold"], beta=best["beta"]
+      )
+    )
+  rows += [
+    dataclasses.replace(row, seed=seed)
+    for row in rows
+    if row.penalty == "l0"
+    for seed in range(1, SEEDS)
+  ]
+  return rows
+
+
+def train_row(
+  config: Config,
+  runs: pathlib.Path,
+  results: pathlib.Path,
+  data_dir: pathlib.Path | None,
+) -> dict[str, Any]:
+  """Trains a row, unless its result is there, and writes the result."""
+  file = results / f"{config.name}.json"
+  if file.exists():
+    result = json.loads(file.read_text())
+    if _same(result["config"], config):
+      return result
+  with _run.Run(runs / config.name, config) as run:
+    result = train.train(config, run, data_dir)
+  _run.write_json(file, result)
+  return result
+
+
+def _same(stored: dict[str, Any], config: Config) -> bool:
+  """Whether a result is of this configuration; a field it lacks had its default."""
+  defaults = dataclasses.asdict(Config())
+  plain = json.loads(json.dumps(dataclasses.asdict(config)))
+  return json.loads(json.dumps({**defaults, **stored})) == plain
+
+
+def train_all(
+  runs: pathlib.Path,
+  results: pathlib.Path,
+  data_dir: pathlib.Path | None = None,
+  jobs: int = 1,
+) -> None:
+  """Trains all that the tables need and `results` lacks; goes on where it stopped.
+
+  Args:
+    runs: for run directories.
+    results: where the results go: `path`, `printed` and `tuned` below it.
+    data_dir: see `datasets.load`.
+    jobs: how many trainings at the same time; each has one thread if there are more.
+  """
+  for data in DATA:
+    train.load_data(Config(data=data), data_dir)
+
+  with concurrent.futures.ProcessPoolExecutor(
+    jobs,
+    multiprocessing.get_context("spawn"),
+    initializer=_start_worker,
+    initargs=(jobs > 1,),
+  ) as pool:
+
+    def submit(block: str, row: Config) -> concurrent.futures.Future:
+      return pool.submit(train_row, row, runs / block, results / block, data_dir)
+
+    paths = {
+      data: [
+        pool.submit(path.train_path, points, results / "path", data_dir)
+        for points in path.grid(data)
+      ]
+      for data in DATA
+    }
+    waiting = [submit("printed", row) for data in DATA for row in printed_rows(data)]
+    for data in DATA:
+      points = [point for part in paths[data] for point in part.result()]
+      waiting += [submit("tuned", row) for row in tuned_rows(data, points)]
+    for future in concurrent.futures.as_completed(waiting):
+      final = future.result()["final"]
+      _run.console.print(f"{future.result()['name']}: {final['accuracy']}")
+
+
+def _start_worker(one_thread: bool) -> None:
+  """Lets XLA see one core, if told so: it then starts one thread."""
+  _run.reuse_freed_memory()
+  if one_thread and hasattr(os, "sched_setaffinity"):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    jax.devices()
+    os.sched_setaffinity(0, cores)
+
+
+def load(results: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+  """The results that there are, of each block, in the order of the tables."""
+  blocks: dict[str, list[dict[str, Any]]] = {"path": [], "printed": [], "tuned": []}
+  for block, found in blocks.items():
+    found += [json.loads(f.read_text()) for f in (results / block).glob("*.json")]
+    found.sort(key=lambda result: _order(result["config"]))
+  return blocks
+
+
+def _order(config: dict[str, Any]) -> tuple[Any, ...]:
+  kinds = [("none", None), *path.PENALTIES]
+  a = config["a"] if config["penalty"] == "transformed_l1" else 1.0
+  kind = (config["penalty"], None if config["penalty"] == "none" else a)
+  return (config["data"], kinds.index(kind), config["method"], config["seed"])
+
+
+def markdown(blocks: dict[str, list[dict[str, Any]]]) -> str:
+  """Tables 1 to 4, and the protocols."""
+  parts = ["# Curves: Tables 1 to 4 of Xue & Xin (2019)", _INTRODUCTION]
+  for data in DATA:
+    number, _ = paper.TABLES[data]
+    parts.append(f"## Table {number}: {data.replace('_', ' ')}")
+    for block, title in _BLOCKS.items():
+      rows = [r for r in blocks[block] if r["config"]["data"] == data]
+      rows = [r for r in rows if r["config"]["method"] == "rvsm"]
+      if rows:
+        parts += [f"**{title}**", _table_1_or_2(rows, block)]
+        parts.append(_protocols(rows))
+        if block == "tuned":
+          parts.append(_verdict(rows))
+  printed = blocks["printed"]
+  parts += ["## Table 3: RVSM against SGD on the penalised loss", _table_3(printed)]
+  parts += ["## Table 4: sign changes in the convolutions", _table_4(printed)]
+  return "\n\n".join(parts) + "\n"
+
+
+_BLOCKS = {
+  "printed": "As printed: lambda 0.0005, beta 0.1",
+  "tuned": "Tuned: threshold and beta chosen on validation images",
+}
+
+_INTRODUCTION = """\
+Accuracies are test accuracies: of the trained weights w, of u, whose zeros are exact,
+and of w with all weights below the middle of its gap set to zero. Zeros of u and shares
+of w are those of the dense layer's 692,224 weights. The paper's sparsity is the share
+of w below 1e-10, its accuracy that of w. Several seeds: mean ± standard deviation.
+Each row comes from the JSON file of its name in `printed` or `tuned`, beside this file;
+`python -m experiments.curves tables` trains what is missing and writes this again."""
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+  """The rows that differ in the seed alone, together."""
+  groups = itertools.groupby(rows, key=lambda row: _order(row["config"])[:-1])
+  return [list(group) for _, group in groups]
+
+
+def _mean(results: Sequence[dict[str, Any]], *keys: str, decimals: int = 2) -> str:
+  """The mean over seeds of a share in per cent, and its standard deviation."""
+  values = []
+  for result in results:
+    value = result["final"]
+    for key in keys:
+      value = None if value is None else value[key]
+    values.append(value)
+  if None in values:
+    return "–"
+  mean = percent(float(np.mean(values)), decimals)
+  if len(values) == 1:
+    return mean
+  return f"{mean} ± {100 * np.std(values, ddof=1):.{decimals}f}"
+
+
+def _penalty(results: Sequence[dict[str, Any]]) -> str:
+  name = report.penalty_name(results[0]["config"])
+  return name if len(results) == 1 else f"{name}, {len(results)} seeds"
+
+
+def _table_1_or_2(rows: Sequence[dict[str, Any]], block: str) -> str:
+  unseen = rows[0]["config"]["data"] == "alphabets"
+  header = ["penalty", "paper: accuracy", "paper: sparsity"]
+  header += ["accuracy of w", "of u", "of w cut"]
+  header += ["of u, unseen font"] if unseen else []
+  header += ["zeros in u", *(f"w below 1e-{n}" for n in measure.EXPONENTS)]
+  header += ["threshold", "beta"] if block == "tuned" else []
+  lines = []
+  for group in _groups(rows):
+    config = group[0]["config"]
+    printed = paper.row(config["data"], config["penalty"], config["a"])
+    line = [_penalty(group)]
+    line += (
+      ["–", "–"]
+      if printed is None
+      else [
+        percent(printed[1].accuracy / 100, 1),
+        percent(printed[1].sparsity / 100, 1),
+      ]
+    )
+    line += [_mean(group, "accuracy", n, decimals=1) for n in ("w", "u", "w_cut")]
+    if unseen:
+      sparse = "w" if config["penalty"] == "none" else "u"
+      line.append(_mean(group, "unseen_font", "accuracy", sparse, decimals=1))
+    line.append(_mean(group, "zeros", "u"))
+    line += [_mean(group, "w_below", str(n)) for n in measure.EXPONENTS]
+    if block == "tuned":
+      line += (
+        ["–", "–"]
+        if config["penalty"] == "none"
+        else [f"{config['threshold']:g}", f"{config['beta']:g}"]
+      )
+    lines.append(line)
+  return table(header, lines)
+
+
+def _protocols(rows: Sequence[dict[str, Any]]) -> str:
+  """How the rows were trained, and how long it took."""
+  by_penalty = {row["config"]["penalty"]: row for row in rows}
+  texts = [
+    f"{report.penalty_name(row['config'])}: {report.protocol(row['config'])}"
+    for name, row in by_penalty.items()
+    if name in ("none", "l0")
+  ]
+  seconds = [row["seconds"] for row in rows]
+  return (
+    "Protocol. "
+    + " ".join(texts)
+    + f" Median time of a row: {np.median(seconds):.0f} s on one thread of"
+    f" {rows[0]['hardware']['processor']}, which other trainings shared."
+  )
+
+
+def _verdict(rows: Sequence[dict[str, Any]]) -> str:
+  """Which rows are at least 99% zero without loss, and which beat the paper."""
+  data = rows[0]["config"]["data"]
+  sparse = [row for row in rows if row["config"]["penalty"] != "none"]
+  dense = [row["final"]["accuracy"]["w"] for row in rows if row not in sparse]
+  if not dense:
+    return ""
+  kept = [
+    r["name"]
+    for r in sparse
+    if r["final"]["zeros"]["u"] >= 0.99
+    and r["final"]["accuracy"]["u"] >= dense[0] - 0.003 - 1e-9
+  ]
+  printed = paper.TABLES[data][1]
+  accuracy = max(row.accuracy for row in printed) / 100
+  sparsity = max(row.sparsity for row in printed) / 100
+  beaten = [
+    r["name"]
+    for r in sparse
+    if r["final"]["zeros"]["u"] > sparsity and r["final"]["accuracy"]["u"] >= accuracy
+  ]
+
+  def listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+  return (
+    "u with at least 99% zeros, at most 0.3 points below the dense network:"
+    f" {listed(kept)}. u with more zeros than the paper's sparsest row and an accuracy"
+    f" of at least that of its most accurate: {listed(beaten)}."
+  )
+
+
+def _table_3(rows: Sequence[dict[str, Any]]) -> str:
+  data, values = _TABLE_3
+  header = ["a", "algorithm", *(f"below 1e-{n}" for n in measure.EXPONENTS)]
+  header += ["1e-4 minus 1e-10", "accuracy of w"]
+  lines = []
+
+  def add(kind: str, shares: Sequence[float], accuracy: float) -> None:
+    between = shares[2] - shares[4]
+    cells = [*map(percent, [*shares, between]), percent(accuracy, 1)]
+    lines.append([f"{a:g}", kind, *cells])
+
+  for a, method in itertools.product(values, ("rvsm", "sgd")):
+    algorithm = {"rvsm": "RVSM", "sgd": "SGD"}[method]
+    *shares, accuracy = (percentage / 100 for percentage in paper.TABLE_3[a, method])
+    add(f"{algorithm}, paper", shares, accuracy)
+    for row in rows:
+      config, final = row["config"], row["final"]
+      kind = (config["data"], config["penalty"], config["a"], config["method"])
+      if kind == (data, "transformed_l1", a, method):
+        shares = [final["w_below_normalized"][str(n)] for n in measure.EXPONENTS]
+        add(f"{algorithm}, ours", shares, final["accuracy"]["w"])
+  return (
+    f"{table(header, lines)}\n\nShares of the dense layer's weights, divided by their"
+    f" norm as in the paper; {data.replace('_', ' ')}, transformed l1."
+  )
+
+
+def _table_4(rows: Sequence[dict[str, Any]]) -> str:
+  lines = []
+  for a in _TABLE_4:
+    changes = [f"{n} ({s:.1f}%)" for n, s in paper.TABLE_4[a]]
+    lines.append([f"{a:g}", "paper", *changes])
+    for row in rows:
+      config = row["config"]
+      kind = (config["penalty"], config["a"], config["method"])
+      if kind != ("transformed_l1", a, "rvsm"):
+        continue
+      signs = row["final"]["sign_changes"].values()
+      changes = [f"{s['count']} ({percent(s['share'], 1)})" for s in signs]
+      lines.append([f"{a:g}", config["data"].replace("_", " "), *changes])
+  return table(["a", "", "layer 1", "layer 2", "layer 3"], lines)
+
+
+def write(results: pathlib.Path, data_dir: pathlib.Path | None) -> list[pathlib.Path]:
+  """Writes the tables and figures of all results, and returns their paths."""
+  blocks = load(results)
+  files = [results / "tables.md"]
+  _run.write_atomically(files[0], markdown(blocks))
+  for data in DATA:
+    of_data = {
+      block: [result for result in found if result["config"]["data"] == data]
+      for block, found in blocks.items()
+    }
+    for draw in (draw_path, draw_distributions):
+      if of_data["path"] and of_data["tuned"] and of_data["printed"]:
+        files.append(results / f"{data}-{draw.__name__.removeprefix('draw_')}.png")
+        draw(of_data, files[-1])
+    for row in of_data["printed"]:
+      if row["config"]["penalty"] == "l0" and row["seed"] == 0:
+        files.append(results / f"{data}-training.png")
+        report.draw_training(row, files[-1])
+    files.append(results / f"{data}-samples.png")
+    report.draw_samples(train.load_data(Config(data=data), data_dir), files[-1])
+  return files
+
+
+def draw_path(blocks: dict[str, list[dict[str, Any]]], file: pathlib.Path) -> None:
+  """Accuracy against zeros: paths, full trainings, and the paper's rows."""
+  data = blocks["path"][0]["config"]["data"]
+  with _plots.figure(file, width=8.4, height=4.6) as axes:
+    (panel,) = axes[0]
+    for color, (penalty, a) in zip(_plots.COLORS, path.PENALTIES, strict=False):
+      name = "TL1, a = " + f"{a:g}" if penalty == "transformed_l1" else penalty
+
+      def mine(result: dict[str, Any], penalty: str = penalty, a: float = a) -> bool:
+        config = result["config"]
+        return config["penalty"] == penalty and config["a"] == a
+
+      points = [r for r in blocks["path"] if mine(r) and r["config"]["beta"] == 4.0]
+      points.sort(key=lambda r: r["config"]["threshold"])
+      panel.plot(
+        [1 - p["zeros_u"] for p in points],
+        [p["accuracy_u"] for p in points],
+        color=color,
+        marker="o",
+        markersize=4,
+        linewidth=1,
+        label=name,
+      )
+      full = [r["final"] for r in blocks["tuned"] if mine(r)]
+      panel.scatter(
+        [1 - f["zeros"]["u"] for f in full],
+        [f["accuracy"]["u"] for f in full],
+        color=color,
+        marker="*",
+        s=130,
+        zorder=3,
+      )
+      row = paper.row(data, penalty, a)
+      if row is not None:
+        panel.scatter(
+          1 - row[1].sparsity / 100,
+          row[1].accuracy / 100,
+          color=color,
+          marker="x",
+          s=50,
+          zorder=3,
+        )
+    styles: dict[str, dict[str, Any]] = {
+      "path: 2,000 images, 5 epochs, validation": {"marker": "o", "markersize": 4},
+      "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
+      "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
+    }
+    for label, style in styles.items():
+      panel.plot([], [], color=_plots.GREY, linestyle="none", label=label, **style)
+    panel.set(
+      title=f"{data.replace('_', ' ').capitalize()}: accuracy of u against its weights",
+      xlabel="share of the dense layer's weights that is not zero",
+      ylabel="accuracy",
+      xscale="log",
+    )
+    panel.xaxis.set_major_formatter(PercentFormatter(1.0))
+    _plots.percent_axis(panel)
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def draw_distributions(
+  blocks: dict[str, list[dict[str, Any]]], file: pathlib.Path
+) -> None:
+  """Magnitudes of a sparse network's weights beside the dense one's; Fig. 6."""
+  wanted = {
+    (block, row["config"]["penalty"]): row
+    for block in ("printed", "tuned")
+    for row in blocks[block]
+    if row["seed"] == 0 and row["config"]["penalty"] in ("l0", "none")
+  }
+  with _plots.figure(file, len(_BLOCKS), 2, width=5.6, height=3.2) as axes:
+    for panels, block in zip(axes, _BLOCKS, strict=True):
+      for panel, penalty in zip(panels, ("none", "l0"), strict=True):
+        if (block, penalty) in wanted:
+          report.draw_histogram(panel, wanted[block, penalty])
+          name = report.penalty_name(wanted[block, penalty]["config"])
+          panel.set_title(f"{name}, {'as printed' if block == 'printed' else block}")
