@@ -17,7 +17,7 @@ import optax
 import pytest
 import tyro
 
-from experiments import _models, _run, datasets
+from experiments import _models, _run, _tables, datasets
 from experiments.curves import __main__ as command
 from experiments.curves import config as configs
 from experiments.curves import measure, paper, report, train
@@ -382,11 +382,11 @@ def test_the_table_has_the_papers_row_beside_ours(micro):
 
 
 def test_shares_are_never_rounded_to_all_or_nothing():
-  assert report.percent(1.0) == "100.00%"
-  assert report.percent(0.99996) == "99.996%"
-  assert report.percent(1e-7) == "0.00001%"
-  assert report.percent(0.0, 1) == "0.0%"
-  assert report.percent(None) == "–"
+  assert _tables.percent(1.0) == "100.00%"
+  assert _tables.percent(0.99996) == "99.996%"
+  assert _tables.percent(1e-7) == "0.00001%"
+  assert _tables.percent(0.0, 1) == "0.0%"
+  assert _tables.percent(None) == "–"
 
 
 @pytest.mark.parametrize("data", paper.TABLES)

@@ -61,6 +61,8 @@ TABLE_4 = {
 
 def row(data: str, penalty: str, a: float) -> tuple[int, Row] | None:
   """The number of the table and the row of a penalty; None if there is none."""
+  if data not in TABLES:
+    return None
   number, rows = TABLES[data]
   for one in rows:
     if one.penalty == penalty and (penalty != "transformed_l1" or one.a == a):

@@ -1,5 +1,6 @@
 """Table and figures of one training, from its result and its data."""
 
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
@@ -32,8 +33,26 @@ def write(
   _run.write_atomically(files[".md"], markdown(result))
   draw_training(result, files["-training.png"])
   draw_weights(result, files["-weights.png"])
-  draw_samples(data, files["-samples.png"])
+  draw_samples(data, files["-samples.png"], result["data"]["classes"])
   return list(files.values())
+
+
+def title(name: str) -> str:
+  """How tables and figures call a set of images."""
+  return name.replace("_", " ").capitalize()
+
+
+def classes(result: dict[str, Any]) -> str:
+  """The two classes, with the numbers of their images."""
+  data = result["data"]
+  counts = zip(
+    data["classes"], data["train_per_class"], data["test_per_class"], strict=True
+  )
+  sentences = [
+    f"{name!r}, {train} images to train and {test} to test on"
+    for name, train, test in counts
+  ]
+  return f"Classes: {'; '.join(sentences)}."
 
 
 def penalty_name(config: dict[str, Any]) -> str:
@@ -46,11 +65,18 @@ def penalty_name(config: dict[str, Any]) -> str:
 
 def protocol(config: dict[str, Any]) -> str:
   """One sentence on how a configuration is trained."""
+  schedule = {
+    "one_cycle": "the peak of one cycle",
+    "constant": "after a rise over an eighth of the steps",
+  }[config["schedule"]]
   text = (
     f"{config['epochs']} epochs in batches of {config['batch_size']}, SGD with momentum"
-    f" {config['momentum']:g}, one-cycle learning rate with peak"
-    f" {config['learning_rate']:g}, He initialisation, seed {config['seed']}"
+    f" {config['momentum']:g}, learning rate {config['learning_rate']:g}"
+    f" ({schedule}), He initialisation"
   )
+  if config["dense_std"] is not None:
+    text += f", of the dense layer with standard deviation {config['dense_std']:g}"
+  text += f", inputs 0 and {config['ink']:g}, seed {config['seed']}"
   if config["penalty"] == "none":
     return f"{text}, no penalty."
   if config["lam"] is not None:
@@ -117,9 +143,11 @@ def markdown(result: dict[str, Any]) -> str:
     )
   hardware, versions = result["hardware"], result["versions"]
   tested = f"{result['data']['test_images']} {result['data']['tested_on']} images"
-  return f"""# {config["data"].replace("_", " ").capitalize()}, {penalty_name(config)}
+  return f"""# {title(result["data"]["name"])}, {penalty_name(config)}
 
 {main}
+
+{classes(result)}
 
 Accuracy on {tested}; shares of the {final["weights"]:,} weights of the
 dense layer. The paper's sparsity is the share of w below a scale of 1e-10.
@@ -202,7 +230,12 @@ def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
   panel.set_ylim(top=2e7)
 
 
-def draw_samples(data: train.Data, path: pathlib.Path, columns: int = 8) -> None:
+def draw_samples(
+  data: train.Data,
+  path: pathlib.Path,
+  classes: Sequence[str],
+  columns: int = 8,
+) -> None:
   """Two rows of each class; Figs. 3 and 5 of the paper."""
   rows = []
   for label in (0, 1):
@@ -217,5 +250,5 @@ def draw_samples(data: train.Data, path: pathlib.Path, columns: int = 8) -> None
     for panels, images in zip(axes, rows, strict=True):
       for panel, image in zip(panels, images, strict=False):
         panel.imshow(image[:, :, 0], cmap=paper_and_ink, vmin=0, vmax=1)
-    axes[0, 0].set_title("Steady hand")
-    axes[2, 0].set_title("Shaky hand")
+    for label, name in enumerate(classes):
+      axes[2 * label, 0].set_title(name)

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -151,11 +152,12 @@ def train_all(
 def _start_worker(one_thread: bool) -> None:
   """Lets XLA see one core, if told so: it then starts one thread."""
   _run.reuse_freed_memory()
-  if one_thread and hasattr(os, "sched_setaffinity"):
+  if one_thread and sys.platform == "linux":
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     jax.devices()
-    os.sched_setaffinity(0, cores)
+    for thread in os.listdir("/proc/self/task"):
+      os.sched_setaffinity(int(thread), cores)
 
 
 def load(results: pathlib.Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,178 @@
+"""The tables and paths of the experiment on curves: rows, choices, what is written."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_curves import MICRO, _fake_load
+
+from experiments import _run, datasets
+from experiments.curves import config as configs
+from experiments.curves import measure, paper, path, tables, train
+import rvsm_jax
+
+
+@pytest.fixture
+def no_test_set(monkeypatch):
+  def load(name, split, data_dir=None):
+    assert split == "train", "A path is chosen from: it must not see the test set."
+    return _fake_load(name, split, data_dir)
+
+  monkeypatch.setattr(datasets, "load", load)
+
+
+def _points(kind):
+  """Two points of a tiny path, with thresholds that zero much of the layer."""
+  point = dataclasses.replace(MICRO, penalty=kind, validation_size=8)
+  changes = ({"a": 1.0, "threshold": 0.01, "beta": 4.0}, {"threshold": 0.03, "a": 0.1})
+  return [dataclasses.replace(point, **change) for change in changes]
+
+
+def test_a_point_of_a_path_is_a_training_of_its_own(no_test_set, tmp_path):
+  points = _points("transformed_l1")
+  ours = path.train_path(points, tmp_path)
+  for config, result in zip(points, ours, strict=True):
+    data = train.load_data(config, None)
+    graph, params = train.initial_params(config)
+    steps = len(data.images) // config.batch_size * config.epochs
+    tx = configs.optimizer(config, steps)
+    state = _run.TrainState.create(params, tx)
+    step = train.train_step(graph, tx, data.images, data.labels)
+    for epoch in range(config.epochs):
+      for batch in _run.epoch_order(config.seed, epoch, len(data.images), 8):
+        state = step(state, batch)
+    zeros = rvsm_jax.sparsity(measure.layer(train.sparse_params(config, state)))
+    assert 0.1 < result["zeros_u"] < 1
+    np.testing.assert_allclose(result["zeros_u"], zeros, atol=1e-4)
+
+
+def test_a_path_goes_on_where_it_stopped(no_test_set, tmp_path, monkeypatch):
+  points = _points("l0")
+  first = path.train_path(points[:1], tmp_path)
+  both = path.train_path(points, tmp_path)
+  assert both[0] == first[0]
+  monkeypatch.setattr(train, "advance", None)
+  assert path.train_path(points, tmp_path) == both
+
+
+def _validated(accuracy, zeros, penalty="l0", a=1.0):
+  config = {"penalty": penalty, "a": a}
+  return {"config": config, "accuracy_u": accuracy, "zeros_u": zeros}
+
+
+def test_chosen_is_the_sparsest_that_is_nearly_the_best():
+  best, near, far = (0.950, 0.5), (0.944, 0.9), (0.943, 0.99)
+  results = [_validated(*point) for point in (far, best, near)]
+  results.append(_validated(1.0, 1.0, "l1"))
+  assert path.chosen(results, "l0", 1.0) == _validated(*near)
+
+
+@pytest.mark.parametrize("data", tables.DATA)
+def test_the_printed_rows_are_the_papers(data):
+  rows = tables.printed_rows(data)
+  assert len({row.name for row in rows}) == len(rows)
+  trained = [row for row in rows if row.penalty != "none"]
+  assert {(row.lam, row.beta) for row in trained} == {(5e-4, 0.1)}
+  for printed in paper.TABLES[data][1]:
+    a = {} if printed.penalty != "transformed_l1" else {"a": printed.a}
+    seeds = [
+      row.seed
+      for row in trained
+      if row.penalty == printed.penalty
+      and row.method == "rvsm"
+      and (not a or row.a == printed.a)
+    ]
+    assert seeds == list(range(3 if printed.penalty == "l0" else 1))
+
+
+def test_the_tuned_rows_take_what_the_path_chose():
+  results = [
+    _validated(0.9, 0.9, penalty, a)
+    | {
+      "config": {"penalty": penalty, "a": a, "threshold": 0.01 * number, "beta": number}
+    }
+    for number, (penalty, a) in enumerate(path.PENALTIES, 1)
+  ]
+  rows = tables.tuned_rows("alphabets", results)
+  assert len({row.name for row in rows}) == len(rows) == 9
+  chosen = {
+    (r.penalty, r.a): (r.threshold, r.beta) for r in rows if r.penalty != "none"
+  }
+  assert chosen == {
+    kind: (0.01 * number, number) for number, kind in enumerate(path.PENALTIES, 1)
+  }
+  assert all(row.lam is None and not row.validation_size for row in rows)
+
+
+def _result(config, accuracy=0.98765, zeros=0.87654):
+  """What a training returns, with numbers that are easy to find."""
+  w = jax.random.normal(jax.random.key(0), (5408, 128))
+  params = {"dense": {"kernel": w}}
+  params |= {name: {"kernel": jnp.ones((3, 3, 1, 2))} for name in ("conv1", "conv2")}
+  params["conv3"] = params["conv1"]
+  sparse = params if config.splits else None
+  final = measure.final(params, params, sparse, lambda params: (0.5, accuracy))
+  final["zeros"]["u"] = zeros if config.splits else None
+  return {
+    "name": config.name,
+    "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    "seed": config.seed,
+    "final": final,
+    "seconds": 1.0,
+    "hardware": {"processor": "a processor"},
+  }
+
+
+def test_a_row_is_trained_once(monkeypatch, tmp_path):
+  trained = []
+
+  def fake(config, run, data_dir):
+    trained.append(config)
+    return _result(config)
+
+  monkeypatch.setattr(train, "train", fake)
+  row = configs.Config()
+  for changed in ({}, {}, {"beta": 2.0}):
+    config = dataclasses.replace(row, **changed)
+    runs = tmp_path / f"runs{config.beta}"
+    tables.train_row(config, runs, tmp_path / "results", None)
+  assert [config.beta for config in trained] == [4.0, 2.0]
+
+
+def test_the_tables_say_what_the_results_say():
+  rows = [row for data in tables.DATA for row in tables.printed_rows(data)]
+  results = [_result(row) for row in rows]
+  for result, zeros in zip(results, np.linspace(0.5, 0.9, len(results)), strict=True):
+    if result["final"]["zeros"]["u"] is not None:
+      result["final"]["zeros"]["u"] = zeros
+  text = tables.markdown({"path": [], "printed": results, "tuned": []})
+  (l0,) = [
+    line for line in text.split("## Table 2")[1].split("\n") if "l0, 3 s" in line
+  ]
+  zeros = [r["final"]["zeros"]["u"] for r in results if "shapes-l0" in r["name"]]
+  mean, deviation = 100 * np.mean(zeros), 100 * np.std(zeros, ddof=1)
+  assert f"{mean:.2f}% ± {deviation:.2f}" in l0
+  assert "99.9%" in l0
+  assert "90.2%" in l0
+  assert "98.8%" in l0
+  assert "RVSM, ours" in text
+  assert "SGD, ours" in text
+
+
+def test_a_verdict_needs_both_zeros_and_accuracy():
+  dense = _result(configs.Config(penalty="none"), accuracy=0.995)
+  sparse = [
+    _result(configs.Config(seed=seed), accuracy, zeros)
+    for seed, (accuracy, zeros) in enumerate(
+      [(0.992, 0.99), (0.991, 0.999), (1.0, 0.98), (0.999, 0.903)]
+    )
+  ]
+  text = tables.markdown({"path": [], "printed": [], "tuned": [dense, *sparse]})
+  (verdict,) = [line for line in text.split("\n") if "0.3 points" in line]
+  kept, beaten = verdict.split(". u with more")
+  names = [f"`{result['name']}`" for result in sparse]
+  assert [name in kept for name in names] == [True, False, False, False]
+  assert [name in beaten for name in names] == [False, False, True, True]
