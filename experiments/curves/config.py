@@ -44,11 +44,11 @@ class Config:
     ramp: where it starts and ends, as shares of the training.
     normalize: divide the layer's weights by their norm after every step, as the
       paper's Algorithm 1 has it.
+    overwrite: at the end of every epoch, replace w by u and restart the momentum.
+      Algorithm 1 has no such step, but the authors' released code does.
     epochs: passes over the training images.
     batch_size: images per step; those left over at the end of an epoch are unused.
-    learning_rate: its largest value.
-    schedule: of the learning rate: one cycle, or constant after an eighth of the
-      steps, in which it rises linearly.
+    learning_rate: the peak of a one-cycle schedule.
     momentum: of SGD.
     ink: value of a pixel with ink.
     dense_std: standard deviation of the dense layer's initial weights; without it,
@@ -68,10 +68,10 @@ class Config:
   threshold: float = 0.045
   ramp: tuple[float, float] = (0.3, 0.6)
   normalize: bool = False
+  overwrite: bool = False
   epochs: int = 10
   batch_size: int = 32
   learning_rate: float = 0.01
-  schedule: Literal["one_cycle", "constant"] = "one_cycle"
   momentum: float = 0.9
   ink: float = 5.0
   dense_std: float | None = None
@@ -88,6 +88,8 @@ class Config:
         raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}.")
     if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
       raise ValueError(f"ramp must be two shares, 0 <= start < end <= 1: {self.ramp}.")
+    if self.overwrite and not self.splits:
+      raise ValueError("overwrite replaces w by u: it needs method rvsm and a penalty.")
     if self.method == "sgd" and (self.lam is None) != (self.penalty == "none"):
       raise ValueError(
         "method sgd adds lam times the penalty to the loss: pass --lam, such as the"
@@ -101,6 +103,7 @@ class Config:
     parts = [self.data, penalty]
     if self.penalty != "none":
       parts += [self.method, "ramped" if self.lam is None else f"lam{self.lam:g}"]
+    parts += ["overwritten"] if self.overwrite else []
     return "-".join([*parts, f"seed{self.seed}"])
 
   @property
@@ -157,17 +160,9 @@ def lam_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
   return lambda count: config.beta * step_of_threshold(config, threshold(count))
 
 
-def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
-  """The learning rate over `steps` updates."""
-  peak = config.learning_rate
-  if config.schedule == "one_cycle":
-    return optax.cosine_onecycle_schedule(steps, peak)
-  return optax.warmup_constant_schedule(peak / 25, peak, steps // 8)
-
-
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
-  """SGD with momentum, and what makes it sparse."""
-  learning_rate = learning_rate_schedule(config, steps)
+  """SGD with momentum and a one-cycle learning rate, and what makes it sparse."""
+  learning_rate = optax.cosine_onecycle_schedule(steps, config.learning_rate)
   sgd = optax.sgd(learning_rate, config.momentum)
   if config.penalty == "none":
     return optax.chain(sgd)

@@ -60,19 +60,17 @@ def penalty_name(config: dict[str, Any]) -> str:
   if config["penalty"] == "none":
     return "dense network"
   name = config["penalty"].replace("transformed_l1", f"TL1, a = {config['a']:g}")
-  return name if config["method"] == "rvsm" else f"{name}, SGD on the penalised loss"
+  if config["method"] == "sgd":
+    return f"{name}, SGD on the penalised loss"
+  return f"{name}, w replaced by u each epoch" if config["overwrite"] else name
 
 
 def protocol(config: dict[str, Any]) -> str:
   """One sentence on how a configuration is trained."""
-  schedule = {
-    "one_cycle": "the peak of one cycle",
-    "constant": "after a rise over an eighth of the steps",
-  }[config["schedule"]]
   text = (
     f"{config['epochs']} epochs in batches of {config['batch_size']}, SGD with momentum"
-    f" {config['momentum']:g}, learning rate {config['learning_rate']:g}"
-    f" ({schedule}), He initialisation"
+    f" {config['momentum']:g}, one-cycle learning rate with peak"
+    f" {config['learning_rate']:g}, He initialisation"
   )
   if config["dense_std"] is not None:
     text += f", of the dense layer with standard deviation {config['dense_std']:g}"
@@ -90,6 +88,7 @@ def protocol(config: dict[str, Any]) -> str:
   if config["method"] == "rvsm":
     text += f"; beta {config['beta']:g}"
     text += ", w divided by its norm each step" if config["normalize"] else ""
+    text += ", w replaced by u after each epoch" if config["overwrite"] else ""
   return f"{text}."
 
 

@@ -1,12 +1,13 @@
 """Tables 1 to 4 of Xue & Xin (2019): what is trained for them, and how they look.
 
-Two protocols, since the paper leaves open how it trained. *As printed*: its lam and
-beta throughout, plain SGD. With He initialisation all weights would start below the
+The paper leaves open how it trained, so there are two protocols. *As printed*: its lam
+and beta throughout, plain SGD. With He initialisation all weights would start below the
 threshold 0.1 of l0 and u would stay zero, so the dense layer starts with a standard
 deviation of 0.07, at which 15% of the weights start above it; the learning rate is
-such that weights without a gradient fall below 1e-10 by the end. *Tuned*: the
-protocol of the main job, with the threshold and beta that a path of reduced trainings
-found best on validation images.
+about the largest at which training is stable, because a weight without a gradient decays
+with the sum of all learning rates times beta. *Tuned*: the protocol of the main job,
+with the threshold and beta that a path of reduced trainings found best on validation
+images.
 """
 
 from collections.abc import Sequence
@@ -55,8 +56,9 @@ def printed_rows(data: Data) -> list[Config]:
   rows += [dataclasses.replace(base, seed=seed) for seed in range(1, SEEDS)]
   if data == _TABLE_3[0]:
     rows += [
-      dataclasses.replace(base, penalty="transformed_l1", a=a, method="sgd")
+      dataclasses.replace(base, penalty="transformed_l1", a=a, **change)
       for a in _TABLE_3[1]
+      for change in ({"method": "sgd"}, {"overwrite": True})
     ]
   return rows
 
@@ -173,7 +175,17 @@ def _order(config: dict[str, Any]) -> tuple[Any, ...]:
   kinds = [("none", None), *path.PENALTIES]
   a = config["a"] if config["penalty"] == "transformed_l1" else 1.0
   kind = (config["penalty"], None if config["penalty"] == "none" else a)
-  return (config["data"], kinds.index(kind), config["method"], config["seed"])
+  algorithm = _ALGORITHMS.index(_algorithm(config))
+  return (config["data"], kinds.index(kind), algorithm, config["seed"])
+
+
+_ALGORITHMS = ("RVSM", "RVSM, w replaced by u each epoch", "SGD")
+
+
+def _algorithm(config: dict[str, Any]) -> str:
+  if config["method"] == "sgd":
+    return "SGD"
+  return _ALGORITHMS[bool(config.get("overwrite"))]
 
 
 def markdown(blocks: dict[str, list[dict[str, Any]]]) -> str:
@@ -184,7 +196,7 @@ def markdown(blocks: dict[str, list[dict[str, Any]]]) -> str:
     parts.append(f"## Table {number}: {data.replace('_', ' ')}")
     for block, title in _BLOCKS.items():
       rows = [r for r in blocks[block] if r["config"]["data"] == data]
-      rows = [r for r in rows if r["config"]["method"] == "rvsm"]
+      rows = [row for row in rows if _algorithm(row["config"]) == "RVSM"]
       if rows:
         parts += [f"**{title}**", _table_1_or_2(rows, block)]
         parts.append(_protocols(rows))
@@ -333,19 +345,23 @@ def _table_3(rows: Sequence[dict[str, Any]]) -> str:
     cells = [*map(percent, [*shares, between]), percent(accuracy, 1)]
     lines.append([f"{a:g}", kind, *cells])
 
-  for a, method in itertools.product(values, ("rvsm", "sgd")):
-    algorithm = {"rvsm": "RVSM", "sgd": "SGD"}[method]
-    *shares, accuracy = (percentage / 100 for percentage in paper.TABLE_3[a, method])
-    add(f"{algorithm}, paper", shares, accuracy)
+  for a, algorithm in itertools.product(values, _ALGORITHMS):
+    printed = paper.TABLE_3.get((a, algorithm))
+    if printed is not None:
+      *shares, accuracy = (percentage / 100 for percentage in printed)
+      add(f"{algorithm}, paper", shares, accuracy)
     for row in rows:
       config, final = row["config"], row["final"]
-      kind = (config["data"], config["penalty"], config["a"], config["method"])
-      if kind == (data, "transformed_l1", a, method):
+      kind = (config["data"], config["penalty"], config["a"], _algorithm(config))
+      if kind == (data, "transformed_l1", a, algorithm):
         shares = [final["w_below_normalized"][str(n)] for n in measure.EXPONENTS]
         add(f"{algorithm}, ours", shares, final["accuracy"]["w"])
   return (
     f"{table(header, lines)}\n\nShares of the dense layer's weights, divided by their"
-    f" norm as in the paper; {data.replace('_', ' ')}, transformed l1."
+    f" norm as in the paper; {data.replace('_', ' ')}, transformed l1. In Algorithm 1 a"
+    " weight whose u is zero settles at minus its gradient divided by beta, and is as"
+    " small as that. The authors' released code replaces w by u at the end of every"
+    " epoch, which is not in their Algorithm 1; those rows do so, too."
   )
 
 
@@ -356,8 +372,8 @@ def _table_4(rows: Sequence[dict[str, Any]]) -> str:
     lines.append([f"{a:g}", "paper", *changes])
     for row in rows:
       config = row["config"]
-      kind = (config["penalty"], config["a"], config["method"])
-      if kind != ("transformed_l1", a, "rvsm"):
+      kind = (config["penalty"], config["a"], _algorithm(config))
+      if kind != ("transformed_l1", a, "RVSM"):
         continue
       signs = row["final"]["sign_changes"].values()
       changes = [f"{s['count']} ({percent(s['share'], 1)})" for s in signs]
@@ -384,7 +400,8 @@ def write(results: pathlib.Path, data_dir: pathlib.Path | None) -> list[pathlib.
         files.append(results / f"{data}-training.png")
         report.draw_training(row, files[-1])
     files.append(results / f"{data}-samples.png")
-    report.draw_samples(train.load_data(Config(data=data), data_dir), files[-1])
+    images = train.load_data(Config(data=data), data_dir)
+    report.draw_samples(images, files[-1], ("Steady hand", "Shaky hand"))
   return files
 
 

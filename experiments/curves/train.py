@@ -128,6 +128,18 @@ def train_step(
   return lambda state, batch: update(state, batch, images, labels)
 
 
+def overwrite(state: _run.TrainState) -> _run.TrainState:
+  """Replaces w by u, and restarts the momentum."""
+  opt_state = state.opt_state
+  sparse = rvsm_jax.sparse_params(opt_state, state.params)
+  momentum = optax.tree.get(opt_state, "trace")
+  return state._replace(
+    # A copy, because an array cannot be donated as w and as u.
+    params=jax.tree.map(jnp.copy, sparse),
+    opt_state=optax.tree.set(opt_state, trace=jax.tree.map(jnp.zeros_like, momentum)),
+  )
+
+
 def evaluator(
   graph: nnx.GraphDef, images: NDArray[np.uint8], labels: NDArray[np.int32]
 ) -> Callable[[Any], tuple[float, float]]:
@@ -183,6 +195,14 @@ def train(
   unseen = load_unseen_font(config, data_dir)
   zeros = jax.jit(lambda state: rvsm_jax.sparsity(_layer(config, state)))
 
+  update = train_step(graph, tx, jnp.asarray(data.images), jnp.asarray(data.labels))
+
+  def step(state: _run.TrainState, batch: NDArray[np.int64]) -> _run.TrainState:
+    state = update(state, batch)
+    if config.overwrite and int(state.step) % (steps // config.epochs) == 0:
+      state = overwrite(state)
+    return state
+
   def metrics(state: _run.TrainState) -> dict[str, float]:
     loss, accuracy = evaluate(state.params)
     out = {"test_loss": loss, "test_accuracy": accuracy}
@@ -201,7 +221,7 @@ def train(
     batches=lambda epoch: _run.epoch_order(
       config.seed, epoch, len(data.images), config.batch_size
     ),
-    step=train_step(graph, tx, jnp.asarray(data.images), jnp.asarray(data.labels)),
+    step=step,
     evaluate=metrics,
     live=live,
     checkpoint_seconds=checkpoint_seconds,
