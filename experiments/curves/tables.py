@@ -6,8 +6,8 @@ below the threshold 0.1 of l0 and u would stay zero, so the dense layer starts w
 standard deviation of 0.07, at which 15% of the weights start above it; the learning
 rate is about the largest at which training is stable, because a weight without a
 gradient decays with the sum of all learning rates times beta. *Tuned*: the protocol
-of the main job, with the threshold and beta that a path of reduced trainings found
-best on validation images.
+of the main job, with the threshold and beta at which, on a path of reduced trainings,
+u was most accurate on validation images with at least 99% zeros.
 """
 
 from collections.abc import Sequence
