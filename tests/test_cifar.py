@@ -4,6 +4,12 @@ import dataclasses
 import hashlib
 import io
 import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 from flax import nnx
 import jax
@@ -23,6 +29,7 @@ from experiments.datasets import cifar
 import rvsm_jax
 
 SMALL = configs.Settings(epochs=2, batch_size=8, learning_rate=0.05)
+ROOT = pathlib.Path(__file__).parents[1]
 # Two blocks, one with a projection, and few distinct shapes compile fast.
 TINY_STAGES = ((4, 2),)
 
@@ -212,13 +219,50 @@ def test_tfds_is_the_last_resort(binary, monkeypatch, tmp_path):
   np.testing.assert_array_equal(found[order[0]], labels[order[1]])
   assert (root / "cifar10-3.0.2-test.npz").exists()
 
+
+@pytest.mark.parametrize(
+  "error", [OSError("no route to host"), ImportError("no TensorFlow")], ids=str
+)
+def test_where_data_cannot_be_prepared_the_error_says_what_to_do(
+  error, monkeypatch, tmp_path
+):
+  pytest.importorskip("tensorflow_datasets")
+
   def fail(*_, **__):
-    raise OSError("no route to host")
+    raise error
 
   monkeypatch.setattr("tensorflow_datasets.builder", fail)
-  message = r"test_batch\.bin \(15,365 bytes each\), and TFDS .* no route to host"
+  message = (
+    rf"test_batch\.bin \(30,730,000 bytes each\), and TFDS .*{error}.*pip install"
+    r" 'rvsm_jax\[experiments,prepare\]'"
+  )
   with pytest.raises(FileNotFoundError, match=message):
     cifar.load("test", tmp_path / "nothing")
+
+
+def test_without_tfds_and_tensorflow_all_works_but_to_prepare(binary):
+  images, labels = cifar.load("train", binary)
+  np.savez(binary / "cifar10-3.0.2-train.npz", images=images, labels=labels)
+  (binary / "data_batch_3.bin").unlink()
+  script = """if True:
+    import pathlib, sys
+    sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+    from experiments.cifar import __main__, config, train
+    from experiments.datasets import cifar
+    cifar.RECORDS, directory = 5, pathlib.Path(sys.argv[1])
+    print(train.load_data(config.Settings(test_size=4), directory)[3].shape)
+    try:
+      cifar.load("test", directory / "nothing")
+    except FileNotFoundError as error:
+      print(error)
+  """
+  command = [sys.executable, "-c", script, str(binary)]
+  done = subprocess.run(
+    command, cwd=ROOT, check=True, capture_output=True, text=True
+  ).stdout
+  assert done.startswith("(4,)\n")
+  assert "tensorflow_datasets" in done
+  assert "pip install 'rvsm_jax[experiments,prepare]'" in done
 
 
 def test_augmented_images_are_crops_mirrored_half_the_time():
@@ -434,21 +478,22 @@ def test_w_is_overwritten_as_in_the_authors_code(tiny):
   assert str(counts[0]) == str(counts[1])
 
 
-class KilledError(Exception):
-  pass
+RESUMED = configs.Config(
+  _row(), dataclasses.replace(SMALL, overwrite_w_each_epoch=True)
+)
 
 
-def test_a_killed_run_ends_with_the_same_numbers(
-  tiny, fake_data, monkeypatch, tmp_path
-):
-  settings = dataclasses.replace(SMALL, overwrite_w_each_epoch=True)
-  config = configs.Config(_row(), settings)
+def _train(directory, seconds):
+  with _run.Run(directory, RESUMED) as run:
+    return train.train(RESUMED, run, None, seconds, _one_device())
 
-  def run(name, seconds):
-    with _run.Run(tmp_path / name, config) as opened:
-      return train.train(config, opened, None, seconds, _one_device())
 
-  whole = run("whole", 3600)
+def _train_until_killed(directory, compiled):
+  """Dies before the second of three updates of the second epoch; in its own process."""
+  jax.config.update("jax_compilation_cache_dir", compiled)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  models.ResNet18.STAGES = TINY_STAGES
+  cifar.load = lambda split, data_dir: _arrays(split)
   make = train.stepper
 
   def dying(*arguments):
@@ -456,22 +501,35 @@ def test_a_killed_run_ends_with_the_same_numbers(
 
     def until(state, batch):
       if int(state.step) == 4:
-        raise KilledError
+        os.kill(os.getpid(), signal.SIGKILL)
       return step(state, batch)
 
     return until
 
-  with monkeypatch.context() as patch:
-    patch.setattr(train, "stepper", dying)
-    with pytest.raises(KilledError):
-      run("killed", -1.0)
-  assert run("killed", -1.0)["epochs"] == whole["epochs"]
+  train.stepper = dying
+  _train(directory, -1.0)
+
+
+def test_a_killed_run_ends_with_the_same_numbers(tiny, fake_data, tmp_path, capsys):
+  whole = _train(tmp_path / "whole", 3600)
+  child = multiprocessing.get_context("spawn").Process(
+    target=_train_until_killed,
+    args=(tmp_path / "killed", jax.config.jax_compilation_cache_dir),
+  )
+  child.start()
+  child.join()
+  assert child.exitcode == -signal.SIGKILL
+  assert not (tmp_path / "killed" / "result.json").exists()
+  capsys.readouterr()
+  assert _train(tmp_path / "killed", -1.0)["epochs"] == whole["epochs"]
+  assert "Resumed from step 4" in capsys.readouterr().out
   final = json.loads((tmp_path / "killed" / "result.json").read_text())["final"]
   assert final == json.loads((tmp_path / "whole" / "result.json").read_text())["final"]
   assert final["zeros_kernels"]["u"] > 0
   assert final["zeros_kernels"]["w"] == final["zeros_kernels"]["u"]
+  other = configs.Config(_row(), configs.Settings())
   with pytest.raises(_run.ConfigMismatchError):
-    _run.Run(tmp_path / "whole", configs.Config(_row(), configs.Settings()))
+    _run.Run(tmp_path / "whole", other)
 
 
 def test_a_batch_is_split_evenly(fake_data, tmp_path):
@@ -517,19 +575,21 @@ def _fake_result(config, run, data_dir, checkpoint_seconds):
 
 def test_the_command_trains_a_table(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(train, "train", _fake_result)
-  sizes = ["--width", "0.125", "--epochs", "2", "--train-size", "24"]
+  sizes = ["--epochs", "2", "--width", "0.125", "--train-size", "24"]
   places = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
   tyro.cli(command.main, args=["--table", "2", *sizes, *places])
   (directory,) = (tmp_path / "results").iterdir()
   assert directory.name == "epochs=2,width=0.125,train-size=24"
   assert {path.name for path in directory.iterdir()} == {
     *(f"{row.name}.json" for row in configs.TABLES["2"]),
-    *("tables.md", "table-2.png"),
+    *("tables.md", "table-2-resnet18.png"),
   }
   text = (directory / "tables.md").read_text()
   assert text in capsys.readouterr().out
   assert "# CIFAR-10, reduced size" in text
   assert "those are not measured" in text
+  assert "    python -m experiments.cifar\n" in text
+  assert f"    python -m experiments.cifar {' '.join(sizes)}\n" in text
   l0 = next(line for line in text.splitlines() if line.startswith("| RVSM, l0 "))
   assert [cell.strip() for cell in l0.split("|")[2:-1]] == [
     *("94.89%", "93.70%", "0.00%", "50.00%", "40.00%", "–"),
@@ -545,11 +605,15 @@ def test_tables_and_figures_are_rebuilt_from_all_results(tmp_path):
     _run.write_json(tmp_path / f"{row.name}.json", result)
   files = report.write(tmp_path)
   assert [file.name for file in files] == [
-    *("tables.md", "table-1.png", "table-2.png", "table-beyond.png"),
+    *("tables.md", "table-1-vgg16.png", "table-2-resnet18.png"),
+    *("table-beyond-vgg16.png", "table-beyond-resnet18.png"),
     "accuracy-against-sparsity.png",
   ]
   text = files[0].read_text()
   assert text.count("RVSM, cardinality 98%") == 2
+  (line,) = [line for line in text.splitlines() if line.startswith("| VGG-16 ")]
+  assert [cell.strip() for cell in line.split("|")[2:-1]] == 3 * ["+50.0 (+40.0)"]
+  assert [path.name for path in files[1:] if f"]({path.name})" not in text] == []
   assert "reduced" not in text
 
 
@@ -581,6 +645,7 @@ def test_the_cost_of_a_full_row_stands_below_the_tables(monkeypatch, tmp_path):
     "steps": 78_000,
     "bytes": {"peak": 2**30},
     "seconds_per_step": 8.64,
+    "clock": "wall time",
   }
   cost = {
     "settings": dataclasses.asdict(configs.Settings()),
@@ -596,3 +661,4 @@ def test_the_cost_of_a_full_row_stands_below_the_tables(monkeypatch, tmp_path):
   assert [cell.strip() for cell in line.split("|")[2:-1]] == [
     *("78,000", "200", "15.6", "1.00", "8.6", "7.8")
   ]
+  assert "the wall time of the faster of two steps" in text

@@ -59,24 +59,22 @@ def main(
     return
   if row is not None and row not in configs.ROWS:
     raise ValueError(f"There is no row {row!r}, only {', '.join(configs.ROWS)}.")
-  rows = [
-    one
-    for name, rows in configs.TABLES.items()
-    for one in rows
-    if (one.name == row if row else table in (name, "all"))
-  ]
   if quick:
-    settings = _QUICK
-    rows = [configs.ROWS["vgg16-l0"], configs.ROWS["resnet18-l0"]]
+    settings, names = _QUICK, ["vgg16-l0", "resnet18-l0"]
+  elif row is not None:
+    names = [row]
+  elif table == "all":
+    names = list(configs.ROWS)
+  else:
+    names = [one.name for one in configs.TABLES[table]]
   runs = output or pathlib.Path("runs", "cifar", "quick" if quick else settings.name)
   results = runs if quick else results / settings.name
-  for one in rows:
-    _run.console.rule(one.name)
-    with _run.Run(runs / one.name, configs.Config(one, settings)) as run:
-      result = train.train(
-        configs.Config(one, settings), run, data_dir, checkpoint_seconds
-      )
-    _run.write_json(results / f"{one.name}.json", result)
+  for name in names:
+    _run.console.rule(name)
+    config = configs.Config(configs.ROWS[name], settings)
+    with _run.Run(runs / name, config) as run:
+      result = train.train(config, run, data_dir, checkpoint_seconds)
+    _run.write_json(results / f"{name}.json", result)
     # After every row, so that a kill leaves the tables of those that are finished.
     files = report.write(results)
   _run.console.print(files[0].read_text(), markup=False)

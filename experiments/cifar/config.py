@@ -174,6 +174,15 @@ class Settings:
     return not self.changes.keys().isdisjoint(sizes)
 
   @property
+  def command(self) -> str:
+    """Trains all rows with these settings."""
+    flags = (
+      f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+      for name, value in self.changes.items()
+    )
+    return " ".join(["python -m experiments.cifar", *flags])
+
+  @property
   def name(self) -> str:
     """Names the directory of the results; different settings have different ones."""
     parts = [f"{name}={value}" for name, value in self.changes.items()]

@@ -3,7 +3,9 @@
 The alphabetical order of the attributes, which is that of pytrees, is the depth.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+import functools
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -20,9 +22,16 @@ class ConvNorm(nnx.Module):
   """Convolution without bias, padded as in PyTorch, and batch normalisation."""
 
   def __init__(
-    self, inputs: int, outputs: int, size: int = 3, stride: int = 1, **options: Any
+    self,
+    inputs: int,
+    outputs: int,
+    size: int = 3,
+    stride: int = 1,
+    *,
+    dtype: jnp.dtype,
+    momentum: float,
+    rngs: nnx.Rngs,
   ):
-    dtype, rngs = options["dtype"], options["rngs"]
     self.conv = nnx.Conv(
       inputs,
       outputs,
@@ -36,7 +45,7 @@ class ConvNorm(nnx.Module):
       rngs=rngs,
     )
     self.norm = nnx.BatchNorm(
-      outputs, momentum=options["momentum"], epsilon=1e-5, dtype=dtype, rngs=rngs
+      outputs, momentum=momentum, epsilon=1e-5, dtype=dtype, rngs=rngs
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,22 +60,25 @@ class VGG16(nnx.Module):
 
   Args:
     width: factor of the number of channels.
-    **options: `dtype` of the computation, `momentum` of the running statistics, `rngs`.
+    dtype: of the computation.
+    momentum: of the running statistics.
+    rngs: of the initial weights.
   """
 
   STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
-  def __init__(self, width: float = 1.0, **options: Any):
+  def __init__(
+    self, width: float = 1.0, *, dtype: jnp.dtype, momentum: float, rngs: nnx.Rngs
+  ):
+    layer = functools.partial(ConvNorm, dtype=dtype, momentum=momentum, rngs=rngs)
     inputs, stages = 3, []
     for base, depth in self.STAGES:
       channels = _channels(base, width)
       sizes = [inputs, *[channels] * depth]
-      stages.append(
-        nnx.List([ConvNorm(sizes[i], sizes[i + 1], **options) for i in range(depth)])
-      )
+      stages.append(nnx.List([layer(sizes[i], sizes[i + 1]) for i in range(depth)]))
       inputs = channels
     self.features = nnx.List(stages)
-    self.out = _classifier(inputs, options)
+    self.out = nnx.Linear(inputs, CLASSES, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Logits (n, 10), float32, of normalised images (n, 32, 32, 3)."""
@@ -78,13 +90,22 @@ class VGG16(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Residual block of two convolutions; a projection where the shape changes."""
+  """Residual block of two convolutions; a projection where the shape changes.
 
-  def __init__(self, inputs: int, outputs: int, stride: int, **options: Any):
-    self.first = ConvNorm(inputs, outputs, stride=stride, **options)
-    self.second = ConvNorm(outputs, outputs, **options)
+  Args:
+    inputs: channels.
+    outputs: channels.
+    stride: of the first convolution, and of the projection.
+    layer: makes a `ConvNorm`.
+  """
+
+  def __init__(
+    self, inputs: int, outputs: int, stride: int, layer: Callable[..., ConvNorm]
+  ):
+    self.first = layer(inputs, outputs, stride=stride)
+    self.second = layer(outputs, outputs)
     changes = stride != 1 or inputs != outputs
-    self.shortcut = ConvNorm(inputs, outputs, 1, stride, **options) if changes else None
+    self.shortcut = layer(inputs, outputs, 1, stride) if changes else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Feature maps (n, h / stride, w / stride, outputs) of (n, h, w, inputs)."""
@@ -99,22 +120,27 @@ class ResNet18(nnx.Module):
 
   Args:
     width: factor of the number of channels.
-    **options: as of `VGG16`.
+    dtype: of the computation.
+    momentum: of the running statistics.
+    rngs: of the initial weights.
   """
 
   STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 
-  def __init__(self, width: float = 1.0, **options: Any):
+  def __init__(
+    self, width: float = 1.0, *, dtype: jnp.dtype, momentum: float, rngs: nnx.Rngs
+  ):
+    layer = functools.partial(ConvNorm, dtype=dtype, momentum=momentum, rngs=rngs)
     inputs = _channels(self.STAGES[0][0], width)
-    self.base = ConvNorm(3, inputs, **options)
+    self.base = layer(3, inputs)
     blocks = []
     for base, stride in self.STAGES:
       channels = _channels(base, width)
-      blocks.append(Block(inputs, channels, stride, **options))
-      blocks.append(Block(channels, channels, 1, **options))
+      blocks.append(Block(inputs, channels, stride, layer))
+      blocks.append(Block(channels, channels, 1, layer))
       inputs = channels
     self.blocks = nnx.List(blocks)
-    self.out = _classifier(inputs, options)
+    self.out = nnx.Linear(inputs, CLASSES, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Logits (n, 10), float32, of normalised images (n, 32, 32, 3)."""
@@ -149,7 +175,3 @@ def create(
 
 def _channels(base: int, width: float) -> int:
   return max(1, round(base * width))
-
-
-def _classifier(inputs: int, options: dict[str, Any]) -> nnx.Linear:
-  return nnx.Linear(inputs, CLASSES, dtype=options["dtype"], rngs=options["rngs"])

@@ -1,15 +1,15 @@
 """Tables and figures of all rows of one size, from their results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 import pathlib
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from experiments import _plots, _run
+from experiments._tables import percent, table
 from experiments.cifar import config as configs
-from experiments.curves.report import percent, table
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -18,6 +18,7 @@ _TITLES = {
   "2": "ResNet-18, Table 2 of Dinh & Xin (2020)",
   "beyond": "At a target sparsity",
 }
+_TARGETS = "accuracy-against-sparsity.png"
 _NETWORKS = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
 _HEADER = [
   "row",
@@ -54,15 +55,24 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   cost = next((json.loads(file.read_text()) for file in costs if file.exists()), None)
   files = [directory / "tables.md"]
   _run.write_atomically(files[0], markdown(results, cost))
-  for name, rows in configs.TABLES.items():
-    found = {row.name: results[row.name] for row in rows if row.name in results}
-    if found:
-      files.append(directory / f"table-{name}.png")
+  for table_name in configs.TABLES:
+    for name, found in _by_network(results, table_name).items():
+      files.append(directory / name)
       draw_training(found, files[-1])
-  if any(row.name in results for row in configs.TABLES["beyond"]):
-    files.append(directory / "accuracy-against-sparsity.png")
+  if _by_network(results, "beyond"):
+    files.append(directory / _TARGETS)
     draw_targets(results, files[-1])
   return files
+
+
+def _by_network(results: Results, table_name: str) -> dict[str, Results]:
+  """The results of a table's rows, for each network, by the name of their figure."""
+  out: dict[str, dict[str, dict[str, Any]]] = {}
+  for row in configs.TABLES[table_name]:
+    if row.name in results:
+      figure = f"table-{table_name}-{row.network}.png"
+      out.setdefault(figure, {})[row.name] = results[row.name]
+  return dict(out)
 
 
 def sparse(result: dict[str, Any]) -> str:
@@ -82,11 +92,12 @@ def markdown(results: Results, cost: dict[str, Any] | None) -> str:
   parts = [f"# CIFAR-10{', reduced size' if settings.reduced else ''}"]
   if settings.reduced:
     parts.append(
-      "**Not the full tables: those are not measured.** These rows are the same"
-      " commands with smaller sizes"
-      f" ({', '.join(f'{k} {v}' for k, v in settings.changes.items())}),"
-      " which do not reach the paper's accuracy and are not meant to. Its numbers"
-      " stand beside them for orientation only. With fewer channels the initial"
+      "**Not the full tables: those are not measured.** They are those of\n\n"
+      f"    {configs.Settings().command}\n\n"
+      "and these rows are those of the same command with smaller sizes,\n\n"
+      f"    {settings.command}\n\n"
+      "which do not reach the paper's accuracy and are not meant to. The paper's"
+      " numbers stand beside them for orientation only. With fewer channels the initial"
       " weights are larger, and in fewer steps weight decay shrinks them less: fewer"
       " fall below the threshold of a constant lambda and beta, and a weak pull, as"
       " ADMM's, leaves w far from u."
@@ -94,7 +105,11 @@ def markdown(results: Results, cost: dict[str, Any] | None) -> str:
   for name, rows in configs.TABLES.items():
     lines = [_line(row, results[row.name]) for row in rows if row.name in results]
     if lines:
+      figures = [*_by_network(results, name), *[_TARGETS] * (name == "beyond")]
       parts += [f"## {_TITLES[name]}", table(_HEADER, lines)]
+      parts += [f"![{_TITLES[name]}]({figure})" for figure in figures]
+    if lines and name == "beyond":
+      parts.append(_comparison(results))
   parts += [_definitions(first), _protocol(settings)]
   if settings.overwrite_w_each_epoch:
     parts.append(
@@ -105,11 +120,12 @@ def markdown(results: Results, cost: dict[str, Any] | None) -> str:
     parts.append(_cost(cost))
   hardware, versions = first["hardware"], first["versions"]
   seconds = sum(result["seconds"] for result in results.values())
+  revisions = sorted({str(result["git_revision"]) for result in results.values()})
   parts.append(
     f"Time of all rows here: {seconds / 60:.0f} min on {first['devices']} device(s),"
     f" {hardware['cores']} cores of {hardware['processor']} ({hardware['backend']});"
     f" JAX {versions['jax']}, Flax {versions['flax']}, Optax {versions['optax']},"
-    f" Python {versions['python']}; revision {first['git_revision']}."
+    f" Python {versions['python']}; revision {', '.join(revisions)}."
   )
   return "\n\n".join(parts) + "\n"
 
@@ -132,6 +148,38 @@ def _line(row: configs.Row, result: dict[str, Any]) -> list[str]:
     percent(final["zeros_params"][sparse(result)]),
     percent(final["w_below"]["3"]),
   ]
+
+
+def _comparison(results: Results) -> str:
+  """By how many points RVSM is more accurate than pruning at the same sparsity."""
+  rows = []
+  for network, title in _NETWORKS.items():
+    cells = []
+    for target in configs.TARGETS:
+      names = [
+        f"{network}-{kind}{100 * target:.0f}" for kind in ("cardinality", "pruning")
+      ]
+      if not all(name in results for name in names):
+        cells.append("–")
+        continue
+      split, pruned = (results[name]["final"] for name in names)
+      base = pruned["accuracy"]["w"]
+      points = [
+        100 * (split["accuracy"]["u"] - base),
+        100 * (split["u_recalibrated"]["accuracy"] - base),
+      ]
+      cells.append("{:+.1f} ({:+.1f})".format(*points))
+    rows.append([title, *cells])
+  size = next(iter(results.values()))["data"]["test_images"]
+  header = [
+    "accuracy of u minus that of pruning",
+    *(f"{target:.0%}" for target in configs.TARGETS),
+  ]
+  return (
+    "In points, of one training each, and in brackets with u recalibrated; an"
+    f" accuracy on {size:,} images has a standard error of up to"
+    f" {50 / size**0.5:.1f} points:\n\n{table(header, rows)}"
+  )
 
 
 def _definitions(result: dict[str, Any]) -> str:
@@ -171,78 +219,80 @@ def _protocol(settings: configs.Settings) -> str:
 
 def _cost(cost: dict[str, Any]) -> str:
   hardware, settings = cost["hardware"], cost["settings"]
-  rows = []
-  for name, one in cost["networks"].items():
-    seconds = one["seconds_per_step"]
+  rows, operations, days = [], 0.0, 0.0
+  for network, one in cost["networks"].items():
+    steps, seconds = one["steps"], one["seconds_per_step"]
+    trainings = sum(row.network == network for row in configs.ROWS.values())
+    operations += trainings * steps * one["flops"]
+    days += trainings * steps * seconds / 86400
     rows.append(
       [
-        _NETWORKS[name],
-        f"{one['steps']:,}",
+        _NETWORKS[network],
+        f"{steps:,}",
         f"{one['flops'] / 1e9:,.0f}",
-        f"{one['flops'] * one['steps'] / 1e15:,.1f}",
+        f"{one['flops'] * steps / 1e15:,.1f}",
         f"{one['bytes']['peak'] / 2**30:.2f}",
         f"{seconds:.1f}",
-        f"{seconds * one['steps'] / 86400:.1f}",
+        f"{seconds * steps / 86400:.1f}",
       ]
     )
   header = [
-    "full size",
+    "one row at full size",
     "steps",
     "GFLOP per step",
     "PFLOP in all",
-    "GiB",
+    "memory in GiB",
     "s per step here",
-    "days per row here",
+    "days here",
   ]
   return (
-    "## What a full row needs\n\n"
+    "## What the full tables need\n\n"
     + table(header, rows)
     + f"\n\nOne training of {settings['epochs']} epochs in batches of"
     f" {settings['batch_size']} at full width, RVSM with l0, {settings['precision']}:"
     " operations and memory (weights, momentum, u, gradients, activations, without"
-    " 0.15 GiB of images) as the compiler counts them; the time is that of the faster"
-    f" of two steps on {hardware['cores']} cores of {hardware['processor']}"
-    f" ({hardware['backend']})."
+    " 0.15 GiB of images) as the compiler counts them; the time is the"
+    f" {one['clock']} of the faster of two steps on {hardware['cores']} core(s) of"
+    f" {hardware['processor']} ({hardware['backend']}). All {len(configs.ROWS)} rows:"
+    f" {operations / 1e15:,.0f} PFLOP, {days:,.0f} days here."
   )
 
 
 def draw_training(results: Results, path: pathlib.Path) -> None:
-  """Accuracy and zeros of the sparse networks against epochs, and zeros by layer."""
+  """Accuracy and zeros of one sparse network against epochs, and zeros by layer."""
   with _plots.figure(path, columns=3, width=4.8, height=3.8) as axes:
     left, middle, right = axes[0]
-    styles = ("-", "--", ":")
-    for index, (name, result) in enumerate(results.items()):
+    for color, (name, result) in zip(_plots.COLORS, results.items(), strict=False):
       row = configs.ROWS[name]
-      style = {
-        "color": _plots.COLORS[index % len(_plots.COLORS)],
-        "linestyle": styles[index // len(_plots.COLORS)],
-      }
-      label = f"{_NETWORKS[row.network]}: {row.title}"
+      style = {"color": color, "linestyle": "--" if row.method == "pruning" else "-"}
       epochs = [metrics["epoch"] for metrics in result["epochs"]]
       suffix = "_u" if sparse(result) == "u" else ""
       accuracy = [metrics[f"test_accuracy{suffix}"] for metrics in result["epochs"]]
-      left.plot(epochs, accuracy, label=label, **style)
+      left.plot(epochs, accuracy, label=row.title, **style)
       middle.plot(epochs, [metrics["zeros"] for metrics in result["epochs"]], **style)
       zeros = [layer["zeros"] for layer in result["final"]["layers"]]
-      depth = [index / (len(zeros) - 1) for index in range(len(zeros))]
-      right.plot(depth, zeros, marker=".", **style)
-    left.set(title="Test accuracy of the sparse network", xlabel="epoch")
+      right.plot(range(1, len(zeros) + 1), zeros, marker=".", **style)
+    title = _NETWORKS[row.network]
+    left.set(title=f"{title}: test accuracy when sparse", xlabel="epoch")
     middle.set(title="Exact zeros in all kernels", xlabel="epoch")
-    right.set(title="Exact zeros by layer, at the end", xlabel="depth of the layer")
+    right.set(title="Exact zeros by layer, at the end", xlabel="layer")
     for panel in axes[0]:
-      _plots.percent_axis(panel)
+      _plots.percent_axis(panel, 0)
+      panel.xaxis.get_major_locator().set_params(integer=True)
     for panel in (middle, right):
       panel.set_ylim(-0.02, 1.02)
-    for panel in (left, middle):
-      panel.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = left.get_legend_handles_labels()
     left.figure.legend(
-      handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8
+      handles,
+      labels,
+      loc="outside lower center",
+      ncols=3 if len(labels) > 4 else 4,
+      fontsize=9,
     )
 
 
 def draw_targets(results: Results, path: pathlib.Path) -> None:
-  """Accuracy of the sparse networks against their sparsity, a panel per network."""
+  """Accuracy of the sparse networks against what is left, a panel per network."""
   with _plots.figure(path, columns=2, width=5.2, height=4.0) as axes:
     for panel, (network, title) in zip(axes[0], _NETWORKS.items(), strict=True):
       for label, kind, style in (
@@ -261,13 +311,20 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
       for row, marker in zip(others, "x+^v", strict=False):
         x, y = _point(results[row.name])
         panel.plot(x, y, marker, color=_plots.GREY, label=row.title)
-      panel.set(title=title, xlabel="exact zeros in all kernels", xlim=(-0.03, 1.03))
-      panel.xaxis.set_major_formatter(PercentFormatter(1.0))
-      _plots.percent_axis(panel)
+      panel.set(
+        title=title,
+        xlabel="weights that are not zero",
+        xscale="log",
+        xlim=(1.15, 0.015),
+      )
+      panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02])
+      panel.xaxis.set_major_formatter(PercentFormatter(1.0, 0))
+      panel.xaxis.set_minor_locator(NullLocator())
+      _plots.percent_axis(panel, 0)
       panel.legend(fontsize=8)
     axes[0, 0].set_ylabel("test accuracy of the sparse network")
 
 
-def _point(result: dict[str, Any]) -> Sequence[float]:
+def _point(result: dict[str, Any]) -> tuple[float, float]:
   name, final = sparse(result), result["final"]
-  return final["zeros_kernels"][name], final["accuracy"][name]
+  return 1 - final["zeros_kernels"][name], final["accuracy"][name]
