@@ -1,11 +1,13 @@
 """The configuration of one training: all that determines its numbers."""
 
 import dataclasses
+import pathlib
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 import rvsm_jax
 
@@ -15,7 +17,7 @@ SPARSE_LAYER = "^dense/kernel$"
 # Those of Tables 1 and 2, and, with the method "sgd", of Table 3.
 PAPER_LAM, PAPER_BETA = 5e-4, 0.1
 
-Data = Literal["planar_shapes", "alphabets"]
+Data = Literal["planar_shapes", "alphabets", "images"]
 PenaltyName = Literal["l0", "l1", "transformed_l1", "none"]
 
 
@@ -57,6 +59,11 @@ class Config:
     validation_size: hold out so many training images and report on them instead of
       the test images, to choose between configurations.
     seed: of the initial weights and of the order of the images.
+    images: train on pictures of your own instead: a folder with
+      `train/<class>/*` and `test/<class>/*`, two classes.
+    shaky_font: for alphabets, a font file for the shaky letters.
+    classes: names of the classes of `images`; found there.
+    digest: of the contents of `images` or `shaky_font`; found there.
   """
 
   data: Data = "planar_shapes"
@@ -78,8 +85,18 @@ class Config:
   train_size: int = 0
   validation_size: int = 0
   seed: int = 0
+  images: str | None = None
+  shaky_font: str | None = None
+  classes: tyro.conf.Suppress[tuple[str, str] | None] = None
+  digest: tyro.conf.Suppress[str | None] = None
 
   def __post_init__(self) -> None:
+    if self.images is not None:
+      object.__setattr__(self, "data", "images")
+    elif self.data == "images":
+      raise ValueError("data images needs a folder: pass --images DIR.")
+    if self.shaky_font is not None and self.data != "alphabets":
+      raise ValueError(f"shaky_font is for alphabets, not for {self.data}.")
     for name in ("epochs", "batch_size", "learning_rate", "ink", "beta", "a"):
       if _known(getattr(self, name)) and not getattr(self, name) > 0:
         raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
@@ -100,11 +117,25 @@ class Config:
   def name(self) -> str:
     """Names files; those who differ in it are different trainings."""
     penalty = f"{self.penalty}-a{self.a:g}" if self.has_a else self.penalty
-    parts = [self.data, penalty]
+    parts = [self.source, penalty]
     if self.penalty != "none":
       parts += [self.method, "ramped" if self.lam is None else f"lam{self.lam:g}"]
     parts += ["overwritten"] if self.overwrite else []
     return "-".join([*parts, f"seed{self.seed}"])
+
+  @property
+  def source(self) -> str:
+    """Names the images; the user's own by their folder."""
+    if self.images is not None:
+      return f"images-{pathlib.Path(self.images).name}"
+    if self.shaky_font is not None:
+      return f"{self.data}-font-{pathlib.Path(self.shaky_font).stem}"
+    return self.data
+
+  @property
+  def class_names(self) -> tuple[str, str]:
+    """What the labels 0 and 1 stand for."""
+    return self.classes or ("steady hand", "shaky hand")
 
   @property
   def has_a(self) -> bool:

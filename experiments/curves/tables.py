@@ -19,20 +19,23 @@ import multiprocessing
 import os
 import pathlib
 import sys
-from typing import Any
+import threading
+import time
+from typing import Any, Literal
 
 import jax
-from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from experiments import _plots, _run
+from experiments import _run
 from experiments._tables import percent, table
 from experiments.curves import config as configs
-from experiments.curves import measure, paper, path, report, train
+from experiments.curves import figures, measure, paper, path, report, train
 from experiments.curves.config import Config, Data
 
 DATA: tuple[Data, ...] = ("alphabets", "planar_shapes")
 SEEDS = 3
+
+_RESULTS = pathlib.Path(__file__).parents[1] / "results" / "curves"
 
 _PRINTED: dict[str, Any] = {
   "lam": configs.PAPER_LAM,
@@ -113,6 +116,7 @@ def train_all(
   results: pathlib.Path,
   data_dir: pathlib.Path | None = None,
   jobs: int = 1,
+  only: Literal["path", "all"] = "all",
 ) -> None:
   """Trains all that the tables need and `results` lacks; goes on where it stopped.
 
@@ -121,6 +125,7 @@ def train_all(
     results: where the results go: `path`, `printed` and `tuned` below it.
     data_dir: see `datasets.load`.
     jobs: how many trainings at the same time; each has one thread if there are more.
+    only: the paths alone, or all.
   """
   for data in DATA:
     train.load_data(Config(data=data), data_dir)
@@ -142,10 +147,12 @@ def train_all(
       ]
       for data in DATA
     }
-    waiting = [submit("printed", row) for data in DATA for row in printed_rows(data)]
+    rows = {data: printed_rows(data) if only == "all" else [] for data in DATA}
+    waiting = [submit("printed", row) for data in DATA for row in rows[data]]
     for data in DATA:
       points = [point for part in paths[data] for point in part.result()]
-      waiting += [submit("tuned", row) for row in tuned_rows(data, points)]
+      if only == "all":
+        waiting += [submit("tuned", row) for row in tuned_rows(data, points)]
     for future in concurrent.futures.as_completed(waiting):
       final = future.result()["final"]
       _run.console.print(f"{future.result()['name']}: {final['accuracy']}")
@@ -154,12 +161,23 @@ def train_all(
 def _start_worker(one_thread: bool) -> None:
   """Lets XLA see one core, if told so: it then starts one thread."""
   _run.reuse_freed_memory()
+  threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
   if one_thread and sys.platform == "linux":
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     jax.devices()
     for thread in os.listdir("/proc/self/task"):
       os.sched_setaffinity(int(thread), cores)
+
+
+def _die_with(parent: int) -> None:
+  """Ends this process soon after its parent, even if that was killed.
+
+  It would otherwise go on to write into directories that the next start writes into.
+  """
+  while os.getppid() == parent:
+    time.sleep(1)
+  os._exit(1)
 
 
 def load(results: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
@@ -383,7 +401,9 @@ def _table_4(rows: Sequence[dict[str, Any]]) -> str:
   return table(["a", "", "layer 1", "layer 2", "layer 3"], lines)
 
 
-def write(results: pathlib.Path, data_dir: pathlib.Path | None) -> list[pathlib.Path]:
+def write(
+  results: pathlib.Path, data_dir: pathlib.Path | None = None
+) -> list[pathlib.Path]:
   """Writes the tables and figures of all results, and returns their paths."""
   blocks = load(results)
   files = [results / "tables.md"]
@@ -393,94 +413,34 @@ def write(results: pathlib.Path, data_dir: pathlib.Path | None) -> list[pathlib.
       block: [result for result in found if result["config"]["data"] == data]
       for block, found in blocks.items()
     }
-    for draw in (draw_path, draw_distributions):
-      if of_data["path"] and of_data["tuned"] and of_data["printed"]:
-        files.append(results / f"{data}-{draw.__name__.removeprefix('draw_')}.png")
-        draw(of_data, files[-1])
-    for row in of_data["printed"]:
-      if row["config"]["penalty"] == "l0" and row["seed"] == 0:
-        files.append(results / f"{data}-training.png")
-        report.draw_training(row, files[-1])
-    files.append(results / f"{data}-samples.png")
     images = train.load_data(Config(data=data), data_dir)
-    report.draw_samples(images, files[-1], ("Steady hand", "Shaky hand"))
+    files += figures.draw(data, of_data, images, results)
   return files
 
 
-def draw_path(blocks: dict[str, list[dict[str, Any]]], file: pathlib.Path) -> None:
-  """Accuracy against zeros: paths, full trainings, and the paper's rows."""
-  data = blocks["path"][0]["config"]["data"]
-  with _plots.figure(file, width=8.4, height=4.6) as axes:
-    (panel,) = axes[0]
-    for color, (penalty, a) in zip(_plots.COLORS, path.PENALTIES, strict=False):
-      name = "TL1, a = " + f"{a:g}" if penalty == "transformed_l1" else penalty
-
-      def mine(result: dict[str, Any], penalty: str = penalty, a: float = a) -> bool:
-        config = result["config"]
-        return config["penalty"] == penalty and config["a"] == a
-
-      points = [r for r in blocks["path"] if mine(r) and r["config"]["beta"] == 4.0]
-      points.sort(key=lambda r: r["config"]["threshold"])
-      panel.plot(
-        [1 - p["zeros_u"] for p in points],
-        [p["accuracy_u"] for p in points],
-        color=color,
-        marker="o",
-        markersize=4,
-        linewidth=1,
-        label=name,
-      )
-      full = [r["final"] for r in blocks["tuned"] if mine(r)]
-      panel.scatter(
-        [1 - f["zeros"]["u"] for f in full],
-        [f["accuracy"]["u"] for f in full],
-        color=color,
-        marker="*",
-        s=130,
-        zorder=3,
-      )
-      row = paper.row(data, penalty, a)
-      if row is not None:
-        panel.scatter(
-          1 - row[1].sparsity / 100,
-          row[1].accuracy / 100,
-          color=color,
-          marker="x",
-          s=50,
-          zorder=3,
-        )
-    styles: dict[str, dict[str, Any]] = {
-      "path: 2,000 images, 5 epochs, validation": {"marker": "o", "markersize": 4},
-      "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
-      "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
-    }
-    for label, style in styles.items():
-      panel.plot([], [], color=_plots.GREY, linestyle="none", label=label, **style)
-    panel.set(
-      title=f"{data.replace('_', ' ').capitalize()}: accuracy of u against its weights",
-      xlabel="share of the dense layer's weights that is not zero",
-      ylabel="accuracy",
-      xscale="log",
-    )
-    panel.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _plots.percent_axis(panel)
-    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def draw_distributions(
-  blocks: dict[str, list[dict[str, Any]]], file: pathlib.Path
+def main(
+  only: Literal["path", "all"] = "all",
+  jobs: int = 1,
+  output: pathlib.Path = pathlib.Path("runs", "curves"),
+  results: pathlib.Path = _RESULTS,
+  data_dir: pathlib.Path | None = None,
 ) -> None:
-  """Magnitudes of a sparse network's weights beside the dense one's; Fig. 6."""
-  wanted = {
-    (block, row["config"]["penalty"]): row
-    for block in ("printed", "tuned")
-    for row in blocks[block]
-    if row["seed"] == 0 and row["config"]["penalty"] in ("l0", "none")
-  }
-  with _plots.figure(file, len(_BLOCKS), 2, width=5.6, height=3.2) as axes:
-    for panels, block in zip(axes, _BLOCKS, strict=True):
-      for panel, penalty in zip(panels, ("none", "l0"), strict=True):
-        if (block, penalty) in wanted:
-          report.draw_histogram(panel, wanted[block, penalty])
-          name = report.penalty_name(wanted[block, penalty]["config"])
-          panel.set_title(f"{name}, {'as printed' if block == 'printed' else block}")
+  """Trains what Tables 1 to 4 lack, and writes them and their figures.
+
+  It takes hours on two cores. Run again after a kill, the same command goes on.
+
+  Args:
+    only: the regularisation paths alone, or all.
+    jobs: how many trainings at the same time; each has one thread if there are more.
+    output: where the run directories are.
+    results: where results, tables and figures go.
+    data_dir: where prepared data sets are kept.
+
+  Raises:
+    ValueError: if `jobs` is not positive.
+  """
+  if jobs < 1:
+    raise ValueError(f"jobs must be positive, got {jobs}.")
+  train_all(output, results, data_dir, jobs, only)
+  for file in write(results, data_dir):
+    _run.console.print(f"Wrote {file}", markup=False)

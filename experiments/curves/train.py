@@ -1,7 +1,9 @@
 """Data, training and measurement of one configuration."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
+import hashlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import optax
 
 from experiments import _models, _run, datasets
 from experiments.curves import config as configs
+from experiments.curves import images as pictures
 from experiments.curves import measure
 import rvsm_jax
 
@@ -36,9 +39,47 @@ class Data(NamedTuple):
   test_labels: NDArray[np.int32]
 
 
+def identified(config: configs.Config) -> configs.Config:
+  """The configuration with what identifies the user's own images or font.
+
+  Raises:
+    ValueError: if there is no such folder or font, or not what is expected there.
+  """
+  if config.images is not None:
+    root = pathlib.Path(config.images).expanduser().resolve()
+    folder = pictures.find(root)
+    for path in folder.skipped:
+      _run.console.print(f"Skipped, as it is no picture: {path}", markup=False)
+    return dataclasses.replace(
+      config, images=str(root), classes=folder.classes, digest=folder.digest
+    )
+  if config.shaky_font is not None:
+    font = pathlib.Path(config.shaky_font).expanduser().resolve()
+    if not font.is_file():
+      raise ValueError(f"shaky_font: there is no file {font}.")
+    digest = hashlib.sha256(font.read_bytes()).hexdigest()
+    return dataclasses.replace(config, shaky_font=str(font), digest=digest)
+  return config
+
+
+def _load(
+  config: configs.Config, split: str, data_dir: pathlib.Path | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+  if config.images is not None:
+    return pictures.load(pathlib.Path(config.images), config.digest)[split]
+  if config.shaky_font is not None:
+    return datasets.load(config.data, split, data_dir, shaky_font=config.shaky_font)
+  return datasets.load(config.data, split, data_dir)
+
+
 def load_data(config: configs.Config, data_dir: pathlib.Path | None) -> Data:
-  """The images that a configuration trains on and is measured on."""
-  images, labels = datasets.load(config.data, "train", data_dir)
+  """The images that a configuration trains on and is measured on.
+
+  Args:
+    config: what to train; `identified`, if on the user's own images.
+    data_dir: see `datasets.load`.
+  """
+  images, labels = _load(config, "train", data_dir)
   if config.validation_size:
     kept = len(images) - config.validation_size
     if kept < config.batch_size:
@@ -48,8 +89,13 @@ def load_data(config: configs.Config, data_dir: pathlib.Path | None) -> Data:
     test_images, test_labels = images[kept:], labels[kept:]
     images, labels = images[:kept], labels[:kept]
   else:
-    test_images, test_labels = datasets.load(config.data, "test", data_dir)
-  size = config.train_size or len(images)
+    test_images, test_labels = _load(config, "test", data_dir)
+  size = min(config.train_size or len(images), len(images))
+  if size < config.batch_size:
+    raise ValueError(
+      f"batch_size={config.batch_size} is more than the {size} images to train on:"
+      " lower it."
+    )
   return Data(images[:size], labels[:size], test_images, test_labels)
 
 
@@ -61,7 +107,7 @@ def load_unseen_font(
   There is one if the letters are those of the project's own fonts, and nothing is
   chosen by what is measured.
   """
-  if config.data != "alphabets" or config.validation_size:
+  if config.data != "alphabets" or config.shaky_font or config.validation_size:
     return None
   return datasets.load(config.data, "test_unseen_font", data_dir)
 
@@ -157,6 +203,17 @@ def evaluator(
   return evaluate
 
 
+def logits(
+  graph: nnx.GraphDef, params: Any, images: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+  """What the network says of images, (n, 2)."""
+  apply = jax.jit(lambda params, images: nnx.merge(graph, params)(images))
+  starts = range(0, len(images), _EVALUATION_BATCH)
+  return np.concatenate(
+    [apply(params, images[start : start + _EVALUATION_BATCH]) for start in starts]
+  )
+
+
 def sparse_params(config: configs.Config, state: _run.TrainState) -> Any:
   """The network of u, or that of w where there is no u."""
   if not config.splits:
@@ -231,9 +288,12 @@ def train(
     "config": run.config,
     "seed": config.seed,
     "data": {
-      "name": config.data,
+      "name": config.source,
+      "classes": config.class_names,
       "train_images": len(data.images),
       "test_images": len(data.test_images),
+      "train_per_class": np.bincount(data.labels, minlength=2),
+      "test_per_class": np.bincount(data.test_labels, minlength=2),
       "tested_on": "validation" if config.validation_size else "test",
     },
     "final": measure.final(
@@ -242,6 +302,9 @@ def train(
       sparse_params(config, state) if config.splits else None,
       evaluate,
       None if unseen is None else evaluator(graph, *unseen),
+    ),
+    "temperature": measure.temperature(
+      logits(graph, sparse_params(config, state), data.test_images), data.test_labels
     ),
     "epochs": record.epochs,
     "seconds": record.seconds,

@@ -1,0 +1,109 @@
+"""Figures of the tables' trainings: paths, distributions, convergence, samples."""
+
+from collections.abc import Mapping, Sequence
+import itertools
+import pathlib
+from typing import Any
+
+from experiments import _plots
+from experiments.curves import paper, path, report, train
+from experiments.curves.config import Config
+
+# The results of the path, the printed and the tuned rows of one set of images.
+Blocks = Mapping[str, Sequence[dict[str, Any]]]
+
+
+def draw(
+  data: str, blocks: Blocks, images: train.Data, directory: pathlib.Path
+) -> list[pathlib.Path]:
+  """Draws what there are results for, and returns the paths of the figures."""
+  files = [directory / f"{data}-samples.png"]
+  report.draw_samples(images, files[0], Config().class_names)
+  if blocks["path"]:
+    files.append(directory / f"{data}-path.png")
+    draw_path(data, blocks, files[-1])
+  if blocks["printed"]:
+    files.append(directory / f"{data}-distributions.png")
+    draw_distributions(blocks, files[-1])
+  for row in blocks["printed"]:
+    if row["config"]["penalty"] == "l0" and row["seed"] == 0:
+      files.append(directory / f"{data}-training.png")
+      report.draw_training(row, files[-1])
+  return files
+
+
+def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
+  """Accuracy against zeros: paths, full trainings, and the paper's rows."""
+  with _plots.figure(file, width=8.4, height=4.6) as axes:
+    (panel,) = axes[0]
+    for color, (penalty, a) in zip(_plots.COLORS, path.PENALTIES, strict=False):
+      name = "TL1, a = " + f"{a:g}" if penalty == "transformed_l1" else penalty
+
+      def mine(result: dict[str, Any], penalty: str = penalty, a: float = a) -> bool:
+        config = result["config"]
+        return config["penalty"] == penalty and config["a"] == a
+
+      points = [r for r in blocks["path"] if mine(r) and r["config"]["beta"] == 4.0]
+      points.sort(key=lambda r: r["config"]["threshold"])
+      panel.plot(
+        [1 - p["zeros_u"] for p in points],
+        [p["accuracy_u"] for p in points],
+        color=color,
+        marker="o",
+        markersize=4,
+        linewidth=1,
+        label=name,
+      )
+      full = [r["final"] for r in blocks["tuned"] if mine(r)]
+      panel.scatter(
+        [1 - f["zeros"]["u"] for f in full],
+        [f["accuracy"]["u"] for f in full],
+        color=color,
+        marker="*",
+        s=130,
+        zorder=3,
+      )
+      row = paper.row(data, penalty, a)
+      if row is not None:
+        panel.scatter(
+          1 - row[1].sparsity / 100,
+          row[1].accuracy / 100,
+          color=color,
+          marker="x",
+          s=50,
+          zorder=3,
+        )
+    styles: dict[str, dict[str, Any]] = {
+      "path: 2,000 images, 5 epochs, validation": {"marker": "o", "markersize": 4},
+      "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
+      "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
+    }
+    for label, style in styles.items():
+      panel.plot([], [], color=_plots.GREY, linestyle="none", label=label, **style)
+    panel.set(
+      title=f"{report.title(data)}: accuracy of u against its weights",
+      xlabel="share of the dense layer's weights that is not zero",
+      ylabel="accuracy",
+      xscale="log",
+    )
+    panel.invert_xaxis()
+    panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    _plots.percent_axis(panel)
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def draw_distributions(blocks: Blocks, file: pathlib.Path) -> None:
+  """Magnitudes of a sparse network's weights beside the dense one's; Fig. 6."""
+  rows = {
+    (block, row["config"]["penalty"]): row
+    for block in ("printed", "tuned")
+    for row in blocks[block]
+    if row["seed"] == 0
+  }
+  wanted = [key for key in itertools.product(blocks, ("none", "l0")) if key in rows]
+  height = -(-len(wanted) // 2)
+  with _plots.figure(file, height, 2, width=5.6, height=3.2) as axes:
+    for panel, (block, penalty) in zip(axes.ravel(), wanted, strict=False):
+      report.draw_histogram(panel, rows[block, penalty])
+      name = report.penalty_name(rows[block, penalty]["config"])
+      panel.set_title(f"{name}, {'as printed' if block == 'printed' else block}")
