@@ -42,9 +42,8 @@ def title(name: str) -> str:
   return name.replace("_", " ").capitalize()
 
 
-def classes(result: dict[str, Any]) -> str:
+def classes(data: dict[str, Any]) -> str:
   """The two classes, with the numbers of their images."""
-  data = result["data"]
   counts = zip(
     data["classes"], data["train_per_class"], data["test_per_class"], strict=True
   )
@@ -146,7 +145,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 {main}
 
-{classes(result)}
+{classes(result["data"])}
 
 Accuracy on {tested}; shares of the {final["weights"]:,} weights of the
 dense layer. The paper's sparsity is the share of w below a scale of 1e-10.

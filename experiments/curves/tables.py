@@ -105,10 +105,13 @@ def train_row(
 
 
 def _same(stored: dict[str, Any], config: Config) -> bool:
-  """Whether a result is of this configuration; a field it lacks had its default."""
-  defaults = dataclasses.asdict(Config())
-  plain = json.loads(json.dumps(dataclasses.asdict(config)))
-  return json.loads(json.dumps({**defaults, **stored})) == plain
+  """Whether a result is of this configuration."""
+  return _complete(stored) == json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _complete(stored: dict[str, Any]) -> dict[str, Any]:
+  """A stored configuration; a field that came later had its default."""
+  return json.loads(json.dumps(dataclasses.asdict(Config()) | stored))
 
 
 def train_all(
@@ -186,6 +189,8 @@ def load(results: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   for block, found in blocks.items():
     files = sorted((results / block).glob("*.json"))
     found += [json.loads(file.read_text()) for file in files]
+    for result in found:
+      result["config"] = _complete(result["config"])
   return blocks
 
 
@@ -306,10 +311,10 @@ def _table_1_or_2(rows: Sequence[dict[str, Any]], block: str) -> str:
 
 def _protocols(rows: Sequence[dict[str, Any]]) -> str:
   """How the rows were trained, and how long it took."""
-  by_penalty = {row["config"]["penalty"]: row for row in rows}
+  by_penalty = {row["config"]["penalty"]: row for row in reversed(rows)}
   texts = [
     f"{report.penalty_name(row['config'])}: {report.protocol(row['config'])}"
-    for name, row in by_penalty.items()
+    for name, row in sorted(by_penalty.items())
     if name in ("none", "l0")
   ]
   seconds = [row["seconds"] for row in rows]
