@@ -37,9 +37,11 @@ from rvsm_jax._penalties import (
 )
 from rvsm_jax._proximal import (
   PenaltyGradientState,
+  ProximalAdamState,
   ProximalState,
   add_penalty_gradient,
   proximal,
+  proximal_adam,
   proximal_sgd,
 )
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
@@ -57,6 +59,7 @@ __all__ = (
   "ADMMState",
   "Penalty",
   "PenaltyGradientState",
+  "ProximalAdamState",
   "ProximalState",
   "RVSMState",
   "add_penalty_gradient",
@@ -89,6 +92,7 @@ __all__ = (
   "nuclear",
   "parameter_ratio",
   "proximal",
+  "proximal_adam",
   "proximal_sgd",
   "rvsm",
   "rvsm_sgd",

@@ -28,9 +28,10 @@ class Penalty(NamedTuple):
       precisions.
     prox: `prox(x, step)` is
       :math:`\arg\min_u step\,P(u) + \tfrac12\|u-x\|^2`, with the shape and dtype
-      of `x`. `step >= 0` may be a tracer and, for separable penalties, an array
-      that broadcasts to `x`. `prox(x, 0)` is `x`; NaN and infinities pass
-      through.
+      of `x`. `step >= 0` may be a tracer and, for separable penalties and those
+      with group norms, an array that broadcasts to `x`, a diagonal metric:
+      :math:`\arg\min_u P(u) + \sum_i (u_i-x_i)^2 / (2\,step_i)`. `prox(x, 0)` is
+      `x`; NaN and infinities pass through.
 
   A penalty of your own needs nothing but the two functions:
 
@@ -60,19 +61,28 @@ def _value(function: Callable[..., Any]) -> Callable[[jax.Array], jax.Array]:
 
 
 def _prox(
-  function: Callable[[jax.Array, jax.Array], jax.Array],
+  function: Callable[[jax.Array, jax.Array], jax.Array], scalar_for: str = ""
 ) -> Callable[[jax.Array, ArrayLike], jax.Array]:
-  """`function(x, step)` of a whole array, for a scalar step, in float32 or better."""
+  """`function(x, step)` of a whole array, in float32 or better.
+
+  The step is a scalar or has one value per entry; if `scalar_for` names a penalty, it
+  is a scalar.
+  """
 
   def prox(x: ArrayLike, step: ArrayLike) -> jax.Array:
     x = _validate.float_array("x", x)
     _validate.check_nonnegative("step", step)
     z = x.astype(_validate.compute_dtype(x.dtype))
     step = jnp.asarray(step).astype(z.dtype)
-    if step.ndim:
+    if step.ndim and scalar_for:
       raise ValueError(
-        f"step must be a scalar for a penalty that is not separable, got shape"
-        f" {step.shape}."
+        f"step must be a scalar for {scalar_for}, got shape {step.shape}: it has no"
+        " proximal map in a diagonal metric, such as that of proximal_adam."
+      )
+    if step.ndim and not _thresholds.is_per_entry(step, x):
+      raise ValueError(
+        f"step must be a scalar or have one value per entry of x, shape {x.shape}, got"
+        f" shape {step.shape}."
       )
     out = function(z, step).astype(x.dtype)
     return jnp.where((step > 0) & jnp.isfinite(x), out, x)
@@ -462,7 +472,7 @@ def l1_minus_l2() -> Penalty:
     largest = jnp.arange(x.size).reshape(x.shape) == jnp.argmax(size)
     return jnp.where(jnp.max(size) > step, grown, jnp.where(largest, x, 0))
 
-  return Penalty(_value(value), _prox(prox))
+  return Penalty(_value(value), _prox(prox, "l1_minus_l2"))
 
 
 def elastic_net(alpha: ArrayLike) -> Penalty:
@@ -551,7 +561,7 @@ def nuclear() -> Penalty:
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     return _singular_value_threshold(matrix(x), step).reshape(x.shape)
 
-  return Penalty(_value(value), _prox(prox))
+  return Penalty(_value(value), _prox(prox, "nuclear"))
 
 
 @jax.custom_jvp
@@ -619,7 +629,7 @@ def group_lasso(
       take the square root of the size of the group.
 
   Returns:
-    The penalty. The step is a scalar or has one value per group.
+    The penalty. The step is a scalar, or has one value per group or per entry.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -653,7 +663,7 @@ def sparse_group_lasso(mu: ArrayLike, groups: _thresholds.Groups = "out") -> Pen
     P(x) = \mu \|x\|_1 + (1 - \mu) \sum_g \|x_g\|_2
 
   Simon et al. (2013). The prox of l1 followed by that of the group lasso is the
-  exact prox of the sum.
+  exact prox of the sum, also with one step per entry.
 
   Args:
     mu: share of the l1 term, in [0, 1].
@@ -787,7 +797,8 @@ def exclusive_lasso(groups: _thresholds.Groups = "out") -> Penalty:
     return rows - jnp.clip(rows, -cut, cut)
 
   return Penalty(
-    _exclusive_value(groups), _prox(lambda x, step: threshold(x, step, groups))
+    _exclusive_value(groups),
+    _prox(lambda x, step: threshold(x, step, groups), "exclusive_lasso"),
   )
 
 
@@ -831,7 +842,7 @@ def exclusive_lasso_one_step(groups: _thresholds.Groups = "out") -> Penalty:
     cut = step * jnp.sum(_abs(x), axis=axes, keepdims=True)
     return x - jnp.clip(x, -cut, cut)
 
-  return Penalty(_exclusive_value(groups), _prox(prox))
+  return Penalty(_exclusive_value(groups), _prox(prox, "exclusive_lasso_one_step"))
 
 
 def combined_group_exclusive(
@@ -902,7 +913,10 @@ def combined_group_exclusive(
     cut = jnp.maximum(jnp.where(jnp.isfinite(newton), newton, cut), 0)
     return scale * shrunk(cut)
 
-  return Penalty(_value(value), _prox(lambda x, step: solve(x, step, groups)))
+  return Penalty(
+    _value(value),
+    _prox(lambda x, step: solve(x, step, groups), "combined_group_exclusive"),
+  )
 
 
 def cardinality(sparsity: ArrayLike) -> Penalty:
@@ -960,7 +974,7 @@ def cardinality(sparsity: ArrayLike) -> Penalty:
     keep = above | (ties & (rank <= kept - jnp.sum(above)))
     return jnp.where(keep, x, 0)
 
-  return Penalty(_value(value), _prox(prox))
+  return Penalty(_value(value), _prox(prox, "cardinality"))
 
 
 def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:

@@ -374,11 +374,20 @@ def block_soft_threshold(
   .. math::
     u_g = \max(1 - \gamma / \|x_g\|_2, 0) \; x_g
 
-  A group of zeros stays zero, also in the gradient.
+  A group of zeros stays zero, also in the gradient. With one step per entry it is the
+  map in a diagonal metric,
+
+  .. math::
+    \arg\min_u \sum_g \|u_g\|_2 + \sum_i (u_i - x_i)^2 / (2 \gamma_i)
+
+  where a group is zero if :math:`\|x_g / \gamma_g\|_2 \le 1`, and otherwise
+  :math:`u_i = x_i / (1 + \gamma_i / t)` with t its norm, which is found to rounding by
+  Newton's method.
 
   Args:
     x: array of floating point numbers.
-    gamma: step, `>= 0`: a scalar, or one value per group.
+    gamma: step, `>= 0`: a scalar, one value per group, or an array of as many axes as
+      `x` that broadcasts to it.
     groups: `"out"`, one group per output neuron or filter (the last axis of a
       Flax kernel), `"in"`, one per input neuron or channel (the axis before it),
       or the tuple of the axes to sum over.
@@ -402,14 +411,24 @@ def block_soft_threshold(
 def weighted_block_soft_threshold(
   x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
 ) -> jax.Array:
-  """Block soft thresholding by `gamma * weights`, both scalars or one per group."""
+  """Block soft thresholding by `gamma * weights`, with one weight or one per group."""
   x = _validate.float_array("x", x)
   _validate.check_nonnegative("gamma (the step)", gamma)
   axes = group_axes(x, groups)
   z = x.astype(_validate.compute_dtype(x.dtype))
-  gamma = per_group("gamma (the step)", gamma, z, axes)
-  out = shrink_groups(z, gamma * per_group("weights", weights, z, axes), axes)
+  gamma = jnp.asarray(gamma).astype(z.dtype)
+  weights = per_group("weights", weights, z, axes)
+  if axes and is_per_entry(gamma, x):
+    out = shrink_groups_in_metric(z, gamma * weights, axes)
+  else:
+    gamma = per_group("gamma (the step)", gamma, z, axes)
+    out = shrink_groups(z, gamma * weights, axes)
   return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
+
+
+def is_per_entry(step: jax.Array, x: jax.Array) -> bool:
+  """Whether `step` has the axes of `x`, and with it one value per entry."""
+  return step.ndim == x.ndim and broadcasts_to(step.shape, x.shape)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -435,3 +454,85 @@ def _kept_share(norm: jax.Array, gamma: jax.Array) -> jax.Array:
   share = (norm - gamma) / jnp.where(usable, norm, 1)
   whole = (gamma == 0) | (jnp.isinf(norm) & (norm > gamma))
   return jnp.where(usable & (gamma != 0), share, jnp.where(whole, 1.0, 0.0))
+
+
+# Bounds a loop that ends by itself: after 3 to 6 steps in practice, after 21 in the
+# worst case known, steps spread evenly over 30 decades within one group.
+_NEWTON_STEPS = 64
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def shrink_groups_in_metric(
+  x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+  """Proximal map of the groups' norms in the metric of `gamma`, of the shape of x."""
+  return x * _metric_share(_metric_norm(x, gamma, axes), gamma)
+
+
+@shrink_groups_in_metric.defjvp
+def _shrink_groups_in_metric_jvp(
+  axes: tuple[int, ...], primals: tuple, tangents: tuple
+) -> tuple:
+  x, gamma = primals
+  norm, dnorm = jax.jvp(lambda x, g: _metric_norm(x, g, axes), primals, tangents)
+  share, unit = _metric_share(norm, gamma), _metric_unit(x, norm, gamma)
+  turned = share * (tangents[0] - unit * tangents[1])
+  return x * share, turned + (1 - share) * unit * dnorm
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _metric_norm(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  r"""Norm t of each group of the proximal map, in the metric of `gamma`.
+
+  It is the root of :math:`\|q(t)\|_2 = 1` for :math:`q_i(t) = x_i / (t + \gamma_i)`,
+  or 0 if there is none. As :math:`1/\|q\|_2` is increasing and concave, Newton's
+  method for it climbs to the root from a lower bound, where no :math:`q_i` exceeds 1.
+  """
+  total = functools.partial(jnp.sum, axis=axes, keepdims=True)
+  largest = functools.partial(jnp.max, axis=axes, keepdims=True)
+  scale = group_scale(x, axes)
+  size, gamma = jnp.abs(x) / scale, gamma / scale
+  high = jnp.sqrt(total(jnp.square(size)))
+  low = jnp.maximum(largest(size - gamma), high - largest(gamma))
+  positive = total(jnp.square(jnp.where(size > 0, size / gamma, 0))) > 1
+
+  def climb(carry: tuple) -> tuple:
+    t, _, count = carry
+    stretch = jnp.where(size > 0, t + gamma, 1)
+    q = size / stretch
+    norm, slope = jnp.sqrt(total(q * q)), total(q * (q / stretch))
+    rise = (norm - 1) * (norm * norm / jnp.where(slope > 0, slope, 1))
+    higher = jnp.minimum(jnp.where(norm > 1, t + rise, t), high)
+    return higher, jnp.any(higher > t), count + 1
+
+  t, _, _ = jax.lax.while_loop(
+    lambda carry: carry[1] & (carry[2] < _NEWTON_STEPS),
+    climb,
+    (jnp.maximum(low, 0), jnp.array(True), 0),
+  )
+  return scale * jnp.where(jnp.isinf(high), high, jnp.where(positive, t, 0))
+
+
+@_metric_norm.defjvp
+def _metric_norm_jvp(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+  x, gamma = primals
+  norm = _metric_norm(x, gamma, axes)
+  unit = _metric_unit(x, norm, gamma)
+  weight = unit * _metric_share(norm, gamma)
+  slope = jnp.sum(weight * unit, axis=axes, keepdims=True)
+  change = jnp.sum(
+    weight * (tangents[0] - unit * tangents[1]), axis=axes, keepdims=True
+  )
+  return norm, jnp.where(slope > 0, change / jnp.where(slope > 0, slope, 1), 0)
+
+
+def _metric_share(norm: jax.Array, gamma: jax.Array) -> jax.Array:
+  """The factor norm / (norm + gamma) of each entry; 1 where gamma is no step at all."""
+  whole = (norm + gamma == 0) | jnp.isinf(norm)
+  return jnp.where(whole, 1, norm / jnp.where(whole, 1, norm + gamma))
+
+
+def _metric_unit(x: jax.Array, norm: jax.Array, gamma: jax.Array) -> jax.Array:
+  """The direction of each group of the proximal map, a vector of length 1."""
+  stretch = norm + gamma
+  return x / jnp.where(stretch > 0, stretch, 1)

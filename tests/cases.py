@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import reference
 
@@ -25,6 +26,7 @@ class Case:
     hyper: The hyperparameters, all of which may be tracers.
     groups: The groups, where there are any.
     separable: Whether the proximal map acts on each component alone.
+    diagonal: Whether the step may have one value per component.
     convex: Whether P is convex.
     odd: Whether P(x) = P(-x).
     shrinks: Whether abs(prox(x)) <= abs(x) for each component.
@@ -37,6 +39,7 @@ class Case:
   hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
   groups: reference.Groups | None = None
   separable: bool = False
+  diagonal: bool = False
   convex: bool = False
   odd: bool = True
   shrinks: bool = True
@@ -70,6 +73,7 @@ def _separable(case: reference.Separable, **hyper: float) -> Case:
     value=lambda x, **h: float(np.sum(case.density(x, **case.static, **h))),
     hyper=hyper,
     separable=True,
+    diagonal=True,
     convex=case.convex,
     odd=case.odd,
     unbiased=case.unbiased,
@@ -87,6 +91,7 @@ def _grouped(
     ),
     hyper=hyper,
     groups=groups,
+    diagonal=case in (_GROUP_LASSO, _SPARSE_GROUP),
     convex=True,
     unbiased=unbiased,
   )
@@ -103,6 +108,19 @@ _DEFAULTS: dict[str, dict[str, float]] = {
 _L1, _TL1 = reference.SEPARABLE[1:3]
 _GROUP_LASSO, _SPARSE_GROUP, _EXCLUSIVE, _COMBINED = reference.GROUPED
 _WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0])
+_METRIC = np.random.default_rng(0).permutation(np.geomspace(1e-4, 1e4, 24))
+
+
+def _sparse_group_lasso_in_a_metric(mu: Any) -> rvsm_jax.Penalty:
+  penalty = rvsm_jax.sparse_group_lasso(mu)
+  metric = _METRIC.reshape(SHAPE)
+
+  def prox(x: Any, step: Any) -> jax.Array:
+    wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    return penalty.prox(x, jnp.asarray(step).astype(wide) * metric.astype(wide))
+
+  # With the checks of a scalar step.
+  return rvsm_jax.scaled(rvsm_jax.Penalty(penalty.value, prox), 1.0)
 
 
 def _cardinality_value(x: np.ndarray, sparsity: float) -> float:
@@ -117,6 +135,7 @@ CASES = (
     value=lambda x, lam, a: lam * float(np.sum(_TL1.density(x, a=a))),
     hyper={"lam": 0.3, "a": 0.7},
     separable=True,
+    diagonal=True,
   ),
   *(_grouped(_GROUP_LASSO, groups, True) for groups in ("out", "in", (0, 1))),
   Case(
@@ -124,9 +143,20 @@ CASES = (
     make=lambda: rvsm_jax.group_lasso("out", weights=_WEIGHTS),
     value=lambda x: float(_WEIGHTS @ [reference.norm2(column) for column in x.T]),
     groups="out",
+    diagonal=True,
     convex=True,
   ),
   _grouped(_SPARSE_GROUP, "out", True, mu=0.4),
+  # Convex, but nonexpansive in its own metric alone.
+  Case(
+    "sparse_group_lasso-metric",
+    make=_sparse_group_lasso_in_a_metric,
+    value=lambda x, mu: reference.group_sum(
+      x, "out", functools.partial(_SPARSE_GROUP.density, mu=mu)
+    ),
+    hyper={"mu": 0.4},
+    groups="out",
+  ),
   _grouped(_EXCLUSIVE, "out", False),
   _grouped(_EXCLUSIVE, "in", False),
   Case(
@@ -146,6 +176,7 @@ CASES = (
     ),
     hyper={"a": 0.7, "mu": 0.4},
     groups="out",
+    diagonal=True,
   ),
   Case(
     "nuclear",

@@ -189,13 +189,20 @@ def test_nnx_mask_of_variables_is_refused_by_update(start, batch):
     nnx_train(model, optimizer, batch, 1)
 
 
-def test_nnx_proximal(start, batch):
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda **kwargs: optax.chain(
+      optax.adam(0.01), rvsm_jax.proximal(0.01, rvsm_jax.l1(), lam=3.0, **kwargs)
+    ),
+    lambda **kwargs: rvsm_jax.proximal_adam(0.01, rvsm_jax.l1(), lam=0.2, **kwargs),
+  ],
+  ids=["proximal", "proximal_adam"],
+)
+def test_nnx_proximal(start, batch, make):
   nnx = pytest.importorskip("flax.nnx")
   model = nnx_model(start)
-  tx = optax.chain(
-    optax.adam(0.01),
-    rvsm_jax.proximal(0.01, rvsm_jax.l1(), lam=3.0, mask=rvsm_jax.by_path("hidden/k")),
-  )
+  tx = make(mask=rvsm_jax.by_path("hidden/k"))
   nnx_train(model, nnx.Optimizer(model, tx, wrt=nnx.Param), batch)
   assert 0.1 < np.mean(model.hidden.kernel[...] == 0) < 0.9
   assert np.all(model.out.kernel[...] != 0)
@@ -338,6 +345,7 @@ def test_equinox_frozen_part_has_no_update(start):
     rvsm_jax.rvsm(LR, rvsm_jax.l0(), normalize="leaf", **RVSM),
     rvsm_jax.rvsm(LR, rvsm_jax.l0(), ordering="jacobi", **RVSM),
     rvsm_jax.proximal(LR, rvsm_jax.l0(), lam=0.1),
+    rvsm_jax.proximal_adam(LR, rvsm_jax.l0(), lam=0.1),
     rvsm_jax.add_penalty_gradient(rvsm_jax.l1(), 0.1),
   ):
     state = tx.init(params)

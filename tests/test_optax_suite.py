@@ -54,6 +54,7 @@ def penalised_sgd(learning_rate: optax.ScalarOrSchedule, lam):
 FACTORIES = {
   "rvsm_sgd": rvsm_jax.rvsm_sgd,
   "proximal_sgd": rvsm_jax.proximal_sgd,
+  "proximal_adam": rvsm_jax.proximal_adam,
   "sgd_rvsm": sgd_rvsm,
   "adam_rvsm": adam_rvsm,
   "adam_proximal": adam_proximal,
@@ -75,6 +76,10 @@ CASES = [
   ("adam_rvsm", RVSM | {"learning_rate": 1e-2}),
   ("proximal_sgd", {"penalty": rvsm_jax.l1(), "lam": 1e-4, "momentum": 0.9}),
   ("adam_proximal", {"lam": 1e-5, "learning_rate": 1e-2}),
+  (
+    "proximal_adam",
+    {"penalty": rvsm_jax.transformed_l1(), "lam": 1e-5, "learning_rate": 1e-2},
+  ),
   ("penalised_sgd", {"lam": 1e-4}),
 ]
 UNDER_TEST = tuple(
@@ -237,6 +242,7 @@ def test_map_params_with_our_masks(mask):
     (rvsm_jax.rvsm(1e-3, rvsm_jax.l0(), mask=mask, **RVSM), True),
     (rvsm_jax.rvsm(1e-3, rvsm_jax.l0(), mask=mask, carry_u=False, **RVSM), False),
     (rvsm_jax.proximal(1e-3, rvsm_jax.l0(), lam=0.1, mask=mask), False),
+    (rvsm_jax.proximal_adam(1e-3, rvsm_jax.l0(), lam=0.1, mask=mask), False),
     (rvsm_jax.add_penalty_gradient(rvsm_jax.l1(), 0.1, mask=mask), False),
   ):
     state = tx.init(params)

@@ -24,6 +24,7 @@ CHAINS = {
   "proximal after adam": optax.chain(
     optax.adam(LR), rvsm_jax.proximal(LR, L1, lam=1.0)
   ),
+  "proximal adam": rvsm_jax.proximal_adam(LR, L1, lam=1.0),
   "penalty gradient": optax.chain(
     rvsm_jax.add_penalty_gradient(L1, 0.1), optax.sgd(LR, momentum=0.9)
   ),
@@ -107,7 +108,9 @@ def test_under_scan_and_cond(name):
   chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rvsm", "jacobi", "normalized", "proximal"])
+@pytest.mark.parametrize(
+  "name", ["rvsm", "jacobi", "normalized", "proximal", "proximal adam"]
+)
 def test_an_ensemble_by_vmap(name):
   tx = CHAINS[name]
   members, grads = [tree(0), tree(1)], [tree(2), tree(3)]
@@ -131,6 +134,7 @@ def test_an_ensemble_by_vmap(name):
     rvsm_jax.add_penalty_gradient(L1, 0.1),
     rvsm_jax.rvsm_sgd(LR, L1, **RVSM),
     rvsm_jax.proximal_sgd(LR, L1, lam=0.1),
+    rvsm_jax.proximal_adam(LR, L1, lam=0.1),
   ],
 )
 def test_the_third_argument_is_params(tx):
@@ -207,7 +211,9 @@ def test_that_the_prox_after_adam_is_no_minimiser_is_documented():
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-@pytest.mark.parametrize("name", ["rvsm", "no u", "normalized", "proximal after adam"])
+@pytest.mark.parametrize(
+  "name", ["rvsm", "no u", "normalized", "proximal after adam", "proximal adam"]
+)
 def test_apply_if_finite_keeps_params_and_state(name, bad):
   tx, params, good = CHAINS[name], tree(), tree(1)
   poisoned = good | {"b": {"kernel": good["b"]["kernel"].at[0, 0].set(bad)}}
@@ -224,11 +230,15 @@ def test_apply_if_finite_keeps_params_and_state(name, bad):
 # inject_hyperparams
 
 
+# Exact in each precision: Optax rounds what it injects to that of the params, and the
+# usual 0.999 is 1 in bfloat16.
+DECAYS = {"b1": 7 / 8, "b2": 63 / 64, "eps": 2.0**-24}
 FACTORIES = {
   "rvsm": (rvsm_jax.rvsm, {"penalty": L1, **RVSM}),
   "rvsm_sgd": (rvsm_jax.rvsm_sgd, {"penalty": L1, "momentum": 0.9, **RVSM}),
   "proximal": (rvsm_jax.proximal, {"penalty": L1, "lam": 0.5}),
   "proximal_sgd": (rvsm_jax.proximal_sgd, {"penalty": L1, "lam": 0.5}),
+  "proximal_adam": (rvsm_jax.proximal_adam, {"penalty": L1, "lam": 0.5, **DECAYS}),
   "add_penalty_gradient": (rvsm_jax.add_penalty_gradient, {"penalty": L1, "lam": 0.5}),
 }
 
@@ -270,6 +280,13 @@ def test_integer_hyperparameters_become_tracers(name):
   chex.assert_trees_all_close(
     (got, state.inner_state), (expected, expected_state), rtol=1e-6
   )
+
+
+def test_a_decay_that_rounds_to_one_is_refused():
+  injected = optax.inject_hyperparams(rvsm_jax.proximal_adam)(LR, L1, lam=0.5)
+  with pytest.raises(ValueError, match="b2"):
+    injected.init(tree(0, jnp.bfloat16))
+  injected.init(tree())
 
 
 def test_a_hyperparameter_changed_by_hand_takes_effect_without_recompiling():
@@ -421,6 +438,7 @@ def test_updates_have_the_dtype_of_the_params(name):
     rvsm_jax.rvsm(jnp.float32(LR), L1, lam=jnp.float32(0.05), beta=jnp.float32(1.0)),
     rvsm_jax.rvsm(LR, L1, normalize="leaf", **RVSM),
     rvsm_jax.proximal(jnp.float32(LR), L1, lam=jnp.float32(0.05)),
+    rvsm_jax.proximal_adam(jnp.float32(LR), L1, lam=jnp.float32(0.05)),
   ],
 )
 @pytest.mark.parametrize("grad_dtype", [jnp.float32, jnp.bfloat16])
@@ -454,6 +472,7 @@ def test_counts_start_at_zero_and_step_by_one(name):
   kinds = (
     rvsm_jax.RVSMState,
     rvsm_jax.ProximalState,
+    rvsm_jax.ProximalAdamState,
     rvsm_jax.PenaltyGradientState,
   )
   state = tx.init(params)

@@ -204,7 +204,7 @@ def test_step_that_would_enlarge_the_array():
   with pytest.raises(ValueError, match="step"):
     rvsm_jax.l1().prox(X[0], np.ones(SHAPE, np.float32))
   with pytest.raises(ValueError, match="step"):
-    rvsm_jax.group_lasso().prox(X, np.ones(SHAPE, np.float32))
+    rvsm_jax.group_lasso().prox(X, np.ones((1, *SHAPE), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])

@@ -20,10 +20,12 @@ pytestmark = pytest.mark.filterwarnings("error")
 STEPS = (1e-3, 0.05, 0.3, 2.0)
 X = sample().astype(np.float32)
 HALVES = (jnp.bfloat16, jnp.float16)
+ONE_SHAPE = ("group_lasso-weights", "group_lasso-(0, 1)", "sparse_group_lasso-metric")
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 separable = pytest.mark.parametrize("case", [c for c in CASES if c.separable], ids=str)
 joint = pytest.mark.parametrize("case", [c for c in CASES if not c.separable], ids=str)
+scalar = pytest.mark.parametrize("case", [c for c in CASES if not c.diagonal], ids=str)
 
 
 def _apply(case: Case, x: Any, step: Any) -> np.ndarray:
@@ -116,12 +118,21 @@ def test_value_is_the_definition(case: Case):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-30)
 
 
-@joint
+@scalar
 def test_only_a_scalar_step(case: Case):
-  """A step per component has no meaning where components act together."""
+  """No map is known for a step per component; the error says whose."""
+  if case.name.endswith("-metric"):
+    pytest.skip("has one of its own")
   steps = np.full(SHAPE, 0.1, np.float32)
-  with pytest.raises(ValueError, match="step"):
+  with pytest.raises(ValueError, match=rf"step .*\b{case.name.split('-')[0]}\b"):
     case.penalty.prox(X, steps)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.diagonal], ids=str)
+def test_a_constant_step_per_component_is_a_scalar_step(case: Case):
+  for step in (0.0, *STEPS):
+    u = _apply(case, X, np.full(SHAPE, step, np.float32))
+    _assert_close(u, _apply(case, X, step))
 
 
 @pytest.mark.parametrize("groups", ["out", (0,)])
@@ -169,7 +180,7 @@ def test_step_and_hyperparameters_may_be_arrays(case: Case):
 @pytest.mark.parametrize("case", [c for c in CASES if c.groups], ids=str)
 def test_groups_are_independent(case: Case, shape: tuple[int, ...]):
   """One group after the other gives the same, so no group sees another."""
-  if case.name in ("group_lasso-weights", "group_lasso-(0, 1)") and shape != SHAPE:
+  if case.name in ONE_SHAPE and shape != SHAPE:
     pytest.skip("made for one shape")
   x = sample(shape).astype(np.float32)
   u = _apply(case, x, 0.3)
@@ -184,6 +195,8 @@ def test_groups_are_independent(case: Case, shape: tuple[int, ...]):
 @every
 def test_permutation_of_whatever_is_alike(case: Case):
   """Entries within a group, and groups among themselves, have no order."""
+  if case.name == "sparse_group_lasso-metric":
+    pytest.skip("has one step per entry")
   rng = np.random.default_rng(0)
   rows, columns = rng.permutation(SHAPE[0]), rng.permutation(SHAPE[1])
   if case.name == "group_lasso-weights":
@@ -308,7 +321,7 @@ def test_l1_and_tl1_agree_at_one(a: float):
 def _shapes(case: Case) -> tuple[tuple[int, ...], ...]:
   if case.separable:
     return ((), (3,), SHAPE, (2, 2, 3, 4))
-  if case.name in ("group_lasso-weights", "group_lasso-(0, 1)"):
+  if case.name in ONE_SHAPE:
     return (SHAPE,)
   return (SHAPE, (2, 2, 3, 4))
 

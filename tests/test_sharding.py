@@ -62,6 +62,7 @@ def transformations(penalty, **kwargs):
     "jacobi": rvsm_jax.rvsm_sgd(LR, penalty, ordering="jacobi", **RVSM, **kwargs),
     "no u": rvsm_jax.rvsm_sgd(LR, penalty, carry_u=False, **RVSM, **kwargs),
     "proximal": rvsm_jax.proximal_sgd(LR, penalty, lam=1.0, **kwargs),
+    "proximal adam": rvsm_jax.proximal_adam(LR, penalty, lam=0.1, **kwargs),
     "penalty gradient": rvsm_jax.add_penalty_gradient(penalty, 0.1, **kwargs),
   }
 
