@@ -5,10 +5,13 @@ TensorFlow) and caches the arrays; afterwards the cache alone is enough, also on
 machine that has neither TFDS nor the fonts.
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
+from typing import Any
 import zipfile
 import zlib
 
@@ -72,15 +75,20 @@ def load(
     raise ValueError(f"{name} has no split {split!r}, only {', '.join(chosen.splits)}")
   if shaky_font is not None and chosen is not ALPHABETS:
     raise ValueError(f"shaky_font is for alphabets, not for {name}")
-  if data_dir is None:
-    data_dir = os.environ.get("RVSM_DATA_DIR", "~/.cache/rvsm_jax")
-  root = pathlib.Path(data_dir).expanduser()
+  root = cache_root(data_dir)
   font = None if shaky_font is None else pathlib.Path(shaky_font).expanduser()
   variant = "" if font is None else f"-{_digest(font)}"
   cache = root / f"{name}{variant}-{chosen.version}-{split}.npz"
   if not cache.exists():
     _prepare(chosen, split, cache, font, variant.lstrip("-"))
   return _read(cache, chosen.splits[split])
+
+
+def cache_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+  """Where prepared sets are kept; see `load`."""
+  if data_dir is None:
+    data_dir = os.environ.get("RVSM_DATA_DIR", "~/.cache/rvsm_jax")
+  return pathlib.Path(data_dir).expanduser()
 
 
 def _digest(font: pathlib.Path) -> str:
@@ -113,32 +121,52 @@ def _prepare(
   font: pathlib.Path | None,
   variant: str,
 ) -> None:
-  """Prepares a set with TFDS and caches the arrays of one split.
-
-  TFDS renames a finished set into place, and so does this function with the cache:
-  whatever is interrupted leaves nothing that would be taken for a whole set.
-  """
-  try:
+  """Prepares a set with TFDS and caches the arrays of one split."""
+  with preparing(cache):
     from experiments.datasets import builders
+  arguments = (chosen, cache.parent / "tfds", font, variant)
+  cache_split(lambda: builders.builder(*arguments), split, cache, "image")
+
+
+@contextlib.contextmanager
+def preparing(cache: pathlib.Path) -> Iterator[None]:
+  """Says what to install where preparing a set fails to import something."""
+  try:
+    yield
   except ImportError as error:
     raise ImportError(
       f"{cache} does not exist, and preparing it needs {error.name}: pip install"
       " 'rvsm_jax[experiments]', or copy the file from a machine that has it"
     ) from error
-  arguments = (chosen, cache.parent / "tfds", font, variant)
-  builder = builders.builder(*arguments)
+
+
+def cache_split(
+  make: Callable[[], Any], split: str, cache: pathlib.Path, feature: str
+) -> None:
+  """Prepares a set with TFDS, if necessary, and caches the arrays of one split.
+
+  TFDS renames a finished set into place, and so does this function with the cache:
+  whatever is interrupted leaves nothing that would be taken for a whole set.
+
+  Args:
+    make: returns a new builder of the set.
+    split: which.
+    cache: the file to write, which has `images` and `labels`.
+    feature: what the builder calls the images.
+  """
+  builder = make()
   try:
     builder.download_and_prepare()
   except FileExistsError:
     # Another process has finished the same set meanwhile.
-    builder = builders.builder(*arguments)
+    builder = make()
   source = builder.as_data_source(split=split)
   examples = [source[i] for i in range(len(source))]
   partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
   with partial.open("wb") as file:
     np.savez_compressed(
       file,
-      images=np.stack([example["image"] for example in examples]),
+      images=np.stack([example[feature] for example in examples]),
       labels=np.array([example["label"] for example in examples], np.int32),
     )
   partial.replace(cache)

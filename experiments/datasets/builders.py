@@ -18,6 +18,7 @@ from experiments.datasets import (
   ImageSet,
   alphabets,
   planar_shapes,
+  tabular,
 )
 
 _FORMAT = "array_record"
@@ -108,3 +109,84 @@ def builder(
   if shaky_font is not None:
     config = AlphabetsConfig(name=f"font-{font_name}", shaky_font=shaky_font)
   return Alphabets(data_dir=data_dir, file_format=_FORMAT, config=config)
+
+
+class _TableBuilder(tfds.core.GeneratorBasedBuilder):
+  """A set of `tabular`; `source` is the directory of the original files."""
+
+  TABLE: tabular.Table
+
+  def __init__(self, *, source: pathlib.Path | None = None, **options: Any):
+    self._source = source
+    super().__init__(**options)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=self.__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          "features": tfds.features.Tensor(
+            shape=(self.TABLE.features,), dtype=self.TABLE.dtype
+          ),
+          "label": tfds.features.Scalar(dtype=np.uint8),
+        }
+      ),
+      supervised_keys=("features", "label"),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    contents = tabular.contents(self.TABLE, self._source, dl_manager.download)
+    return {
+      split: self._generate_examples(*arrays)
+      for split, arrays in self.TABLE.parse(contents).items()
+    }
+
+  def _generate_examples(
+    self, x: np.ndarray, y: np.ndarray
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, (features, label) in enumerate(zip(x, y, strict=True)):
+      yield index, {"features": features, "label": label}
+
+
+class Digits(_TableBuilder):
+  """1,797 handwritten digits of 8 x 8 pixels, as scikit-learn has them."""
+
+  TABLE = tabular.TABLES["digits"]
+  VERSION = tfds.core.Version(TABLE.version)
+
+
+class Pendigits(_TableBuilder):
+  """Pen-Based Recognition of Handwritten Digits (UCI): 8 points of each stroke."""
+
+  TABLE = tabular.TABLES["pendigits"]
+  VERSION = tfds.core.Version(TABLE.version)
+
+
+class Sdd(_TableBuilder):
+  """Sensorless Drive Diagnosis (UCI): 48 features of the currents of a motor."""
+
+  TABLE = tabular.TABLES["sdd"]
+  VERSION = tfds.core.Version(TABLE.version)
+
+
+class SddSubset(_TableBuilder):
+  """200 rows of each of the 11 classes of Sensorless Drive Diagnosis."""
+
+  TABLE = tabular.TABLES["sdd_subset"]
+  VERSION = tfds.core.Version(TABLE.version)
+
+
+def table_builder(
+  table: tabular.Table, data_dir: pathlib.Path, source: pathlib.Path | None
+) -> tfds.core.DatasetBuilder:
+  """Returns the builder of a table, in the format that needs no TensorFlow.
+
+  Args:
+    table: which set.
+    data_dir: TFDS's data directory.
+    source: the directory of the original files; None downloads them.
+  """
+  kinds = {kind.TABLE.name: kind for kind in (Digits, Pendigits, Sdd, SddSubset)}
+  return kinds[table.name](data_dir=data_dir, file_format=_FORMAT, source=source)

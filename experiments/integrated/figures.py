@@ -1,0 +1,224 @@
+"""Figures 1 to 7."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from matplotlib.axes import Axes
+import numpy as np
+
+from experiments import _plots
+from experiments.integrated import config as configs
+import rvsm_jax
+
+Results = Mapping[str, dict[str, Any]]
+
+_METHODS = ("l2", "l1", "sgl", "cges", "itl", "itl_adaptive")
+_STYLES = {
+  "l2": {"color": _plots.GREY, "marker": "x"},
+  "l1": {"color": _plots.BLUE, "marker": "s"},
+  "sgl": {"color": _plots.GREEN, "marker": "^"},
+  "cges": {"color": _plots.YELLOW, "marker": "D"},
+  "itl": {"color": _plots.ORANGE, "marker": "o"},
+  "itl_adaptive": {"color": _plots.PURPLE, "marker": "v"},
+}
+_SHORT = {
+  "l2": "l2",
+  "l1": "l1",
+  "sgl": "SGL",
+  "cges": "CGES",
+  "itl": "integrated TL1",
+  "itl_adaptive": "the same, proximal Adam",
+}
+_MEASURES = {"accuracy": "accuracy", "flops": "FLOPs", "parameters": "parameters"}
+
+# As in the captions of Figures 1 and 2.
+_PENALTIES = {
+  "l0": rvsm_jax.l0(),
+  "l1": rvsm_jax.l1(),
+  "SCAD, λ = 0.28, γ = 3.7": rvsm_jax.scad(0.28, 3.7),
+  "MCP, λ = 0.4, γ = 2": rvsm_jax.mcp(0.4, 2.0),
+  "capped l1, a = 0.3": rvsm_jax.capped_l1(0.3),
+  "log penalty, γ = 1000": rvsm_jax.log_penalty(1e3),
+  "l$_{1/2}$": rvsm_jax.lp(0.5),
+  "l$_1$ − l$_2$": rvsm_jax.l1_minus_l2(),
+  "TL1, a = 1": rvsm_jax.transformed_l1(1.0),
+}
+
+
+def draw(results: Results, directory: pathlib.Path) -> list[pathlib.Path]:
+  """Draws all figures that the results suffice for, and returns their paths."""
+  files = {
+    number: directory / f"figure-{number}.png" for number in (1, 2, 3, 4, 5, 6, 7)
+  }
+  draw_penalties(_PENALTIES, 3, files[1])
+  shapes = {f"TL1, a = {a:g}": rvsm_jax.transformed_l1(a) for a in (1e-2, 1.0, 1e2)}
+  draw_penalties(shapes, 1, files[2])
+  draw_boxes(results, files[3])
+  draw_trade_off(results, files[4])
+  draw_convergence(results, files[5])
+  draw_filters(_preferred(results, "mnist", "pendigits"), files[6])
+  if "digits" in results and "itl" in results["digits"]["methods"]:
+    draw_shapes(results["digits"], files[7])
+  return [file for file in files.values() if file.exists()]
+
+
+def _preferred(results: Results, *names: str) -> dict[str, Any]:
+  """The result of the first of these data sets that there is, or any."""
+  return next((results[n] for n in names if n in results), next(iter(results.values())))
+
+
+def draw_penalties(
+  penalties: Mapping[str, rvsm_jax.Penalty], rows: int, path: pathlib.Path
+) -> None:
+  """Contours of penalties of two numbers; Figures 1 and 2 of the paper."""
+  side = np.linspace(-1, 1, 401)
+  points = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
+  columns = len(penalties) // rows
+  with _plots.figure(path, rows, columns, width=2.9, height=2.8) as axes:
+    for panel, (title, penalty) in zip(axes.flat, penalties.items(), strict=True):
+      level = np.asarray(jax.vmap(penalty.value)(points)).reshape(401, 401)
+      low, high = float(level.min()), float(level.max())
+      edges = np.linspace(low, high, 11)[1:-1] if title != "l0" else [0.5, 1.5]
+      panel.contourf(side, side, level, 24, cmap="Blues")
+      panel.contour(side, side, level, edges, colors="#333333", linewidths=0.8)
+      panel.set(title=title, aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+      panel.grid(False)
+
+
+def draw_boxes(results: Results, path: pathlib.Path) -> None:
+  """All seeds of each data set with several; Figure 3 of the paper."""
+  several = {
+    name: result for name, result in results.items() if len(result["seeds"]) > 1
+  }
+  if not several:
+    return
+  with _plots.figure(path, len(several), 3, width=4.0, height=2.7) as axes:
+    for panels, (name, result) in zip(axes, several.items(), strict=True):
+      methods = [m for m in _METHODS[1:] if m in result["methods"]]
+      for panel, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
+        for place, method in enumerate(methods):
+          finals = result["methods"][method]["finals"]
+          numbers = [final[measure] for final in finals]
+          color = _STYLES[method]["color"]
+          panel.boxplot(
+            [numbers],
+            positions=[place],
+            widths=0.55,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": color, "alpha": 0.35, "edgecolor": color},
+            medianprops={"color": color, "linewidth": 2},
+            whiskerprops={"color": color},
+            capprops={"color": color},
+          )
+          panel.plot([place] * len(numbers), numbers, ".", color=color, markersize=5)
+        short = [_SHORT[m].replace("integrated ", "int. ") for m in methods]
+        short = [
+          text.replace("the same, proximal", "int. TL1,\nprox.") for text in short
+        ]
+        panel.set_xticks(range(len(methods)), short, fontsize=8)
+        panel.set_title(f"{configs.PROBLEMS[name].title}: {label}", fontsize=9)
+        _plots.percent_axis(panel)
+
+
+def draw_trade_off(results: Results, path: pathlib.Path) -> None:
+  """Validation accuracy against both ratios over the grid; Figure 4 of the paper."""
+  with _plots.figure(path, len(results), 2, width=5.0, height=3.2) as axes:
+    for panels, (name, result) in zip(axes, results.items(), strict=True):
+      best = 0.0
+      for panel, measure in zip(panels, ("flops", "parameters"), strict=True):
+        for method in _METHODS:
+          if method not in result["methods"]:
+            continue
+          found = _frontier(result["methods"][method]["points"], measure)
+          best = max(best, max(accuracy for _, accuracy in found))
+          panel.plot(
+            *zip(*found, strict=True),
+            label=_SHORT[method],
+            markersize=4,
+            linewidth=1.3,
+            **_STYLES[method],
+          )
+        panel.set_title(f"{configs.PROBLEMS[name].title}", fontsize=9)
+        panel.set(xlabel=_MEASURES[measure], ylim=(best - 0.045, best + 0.004))
+        panel.set_xlim(-0.03, 1.03)
+        panel.xaxis.set_major_formatter(_plots.PercentFormatter(1.0))
+        _plots.percent_axis(panel)
+      panels[0].set_ylabel("validation accuracy")
+    axes[0, 0].legend(fontsize=8, loc="lower right")
+
+
+def _frontier(points: list[dict[str, Any]], measure: str) -> list[tuple[float, float]]:
+  """Ratio and accuracy of the points that no other one betters in both."""
+  found: list[tuple[float, float]] = []
+  for point in sorted(points, key=lambda p: (p[measure], -p["accuracy"])):
+    if not found or point["accuracy"] > found[-1][1]:
+      found.append((point[measure], point["accuracy"]))
+  return found
+
+
+def draw_convergence(results: Results, path: pathlib.Path) -> None:
+  """Test accuracy against updates, seed 0; Figure 5 of the paper."""
+  with _plots.figure(path, 1, len(results), width=4.3, height=3.2) as axes:
+    for panel, (name, result) in zip(axes[0], results.items(), strict=True):
+      updates = result["data"]["train"] // result["problem"]["batch_size"]
+      top = 0.0
+      for method in _METHODS:
+        if method in result["methods"]:
+          final = result["methods"][method]["finals"][0]
+          accuracy = final["history"]["accuracy"]
+          steps = updates * np.arange(1, len(accuracy) + 1)
+          top = max(top, *accuracy)
+          style = {"color": _STYLES[method]["color"], "linewidth": 1.3}
+          panel.plot(steps, accuracy, label=_SHORT[method], **style)
+      panel.set_title(configs.PROBLEMS[name].title, fontsize=9)
+      panel.set(xlabel="updates", ylim=(top - 0.1, top + 0.005))
+      _plots.percent_axis(panel)
+    axes[0, 0].set_ylabel("test accuracy")
+    axes[0, -1].legend(fontsize=8, loc="lower right")
+
+
+def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
+  """The filters of the first convolution, seed 0; Figure 6 of the paper."""
+  methods = [m for m in _METHODS[1:] if m in result["methods"]]
+  first = result["methods"][methods[0]]["finals"][0]["first_layer"]
+  count = min(16, np.shape(first)[-1])
+  with _plots.figure(path, len(methods), count, width=0.62, height=0.72) as axes:
+    for panels, method in zip(axes, methods, strict=True):
+      kernel = np.array(result["methods"][method]["finals"][0]["first_layer"])
+      limit = np.abs(kernel).max() or 1.0
+      for number, panel in enumerate(panels):
+        _draw_filter(panel, kernel[:, :, 0, number], limit)
+      share = np.mean(kernel == 0)
+      panels[0].set_title(f"{_SHORT[method]}: {share:.0%} zeros (grey)", fontsize=9)
+
+
+def _draw_filter(panel: Axes, values: np.ndarray, limit: float) -> None:
+  panel.set(xticks=[], yticks=[])
+  panel.grid(False)
+  panel.spines[:].set(visible=True, color="#CCCCCC")
+  panel.set_facecolor("#A0A0A0")
+  shown = np.ma.masked_equal(values, 0)
+  panel.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit)
+
+
+def draw_shapes(result: dict[str, Any], path: pathlib.Path) -> None:
+  """Integrated TL1 with each a, on validation examples; Figure 7 of the paper."""
+  with _plots.figure(path, 1, 3, width=4.2, height=3.3) as axes:
+    points = result["methods"]["itl"]["by_a"]
+    for panel, (measure, label) in zip(axes[0], _MEASURES.items(), strict=True):
+      for color, point in zip(_plots.COLORS, points, strict=False):
+        history = point["history"][measure]
+        text = f"a = {point['a']:g}, λ = {point['lam']:g}"
+        epochs = range(1, len(history) + 1)
+        panel.plot(epochs, history, color=color, linewidth=1.4, label=text)
+      panel.set(title=f"DIGITS: {label}", xlabel="epoch")
+      _plots.percent_axis(panel)
+    axes[0, 0].set_title("DIGITS: validation accuracy")
+    axes[0, 0].set_ylim(0.85, 1.0)
+    axes[0, 2].set_ylim(0, 1.02)
+    axes[0, 1].set_ylim(0, 1.02)
+    axes[0, 1].legend(fontsize=8)

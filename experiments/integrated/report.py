@@ -1,0 +1,325 @@
+"""Tables 2 and 3, ours beside the paper's, and what of its claims is reproduced."""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from experiments import _run
+from experiments.curves.report import percent, table
+from experiments.integrated import config as configs
+from experiments.integrated import figures, paper
+
+Results = Mapping[str, dict[str, Any]]
+
+MEASURES = {"accuracy": "accuracy", "flops": "FLOPs", "parameters": "parameters"}
+RANKED = tuple(name for name, method in configs.METHODS.items() if method.ranked)
+_COLUMNS = (*RANKED, "itl_adaptive", "l2")
+
+
+def write(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Writes `tables.md` and the figures of all results in a directory.
+
+  Args:
+    directory: with `{data set}.json` for each that has been run.
+
+  Returns:
+    The paths of what was written.
+
+  Raises:
+    FileNotFoundError: if there is no result.
+  """
+  results = {
+    name: json.loads((directory / f"{name}.json").read_text())
+    for name in configs.PROBLEMS
+    if (directory / f"{name}.json").exists()
+  }
+  if not results:
+    raise FileNotFoundError(
+      f"{directory} has no result: start `python -m experiments.integrated run`."
+    )
+  tables = directory / "tables.md"
+  _run.write_atomically(tables, markdown(results))
+  return [tables, *figures.draw(results, directory)]
+
+
+def values(result: dict[str, Any], method: str, measure: str) -> list[float]:
+  """A measure of all seeds, on the test examples."""
+  return [final[measure] for final in result["methods"][method]["finals"]]
+
+
+def mean(result: dict[str, Any], method: str, measure: str) -> float:
+  """The mean over the seeds."""
+  return float(np.mean(values(result, method, measure)))
+
+
+def spread(numbers: Sequence[float]) -> str:
+  """Mean and, of several, the standard deviation (n - 1), with four decimals."""
+  text = f"{np.mean(numbers):.4f}"
+  return f"{text}±{np.std(numbers, ddof=1):.4f}" if len(numbers) > 1 else text
+
+
+def ranks(results: Results, measure: str) -> list[dict[str, float]]:
+  """The ranks of the paper's four methods, for each data set that has all of them."""
+  sign = -1 if measure == "accuracy" else 1
+  out = []
+  for result in results.values():
+    if all(name in result["methods"] for name in RANKED):
+      means = [sign * mean(result, name, measure) for name in RANKED]
+      ranked = scipy.stats.rankdata(np.round(means, 6))
+      out.append(dict(zip(RANKED, ranked.tolist(), strict=True)))
+  return out
+
+
+def average_ranks(results: Results, measure: str) -> dict[str, float]:
+  """The means of `ranks`; empty if there are none."""
+  found = ranks(results, measure)
+  if not found:
+    return {}
+  return {name: float(np.mean([one[name] for one in found])) for name in RANKED}
+
+
+def markdown(results: Results) -> str:
+  """All tables."""
+  first = next(iter(results.values()))
+  hardware, versions = first["hardware"], first["versions"]
+  parts = [
+    "# Integrated transformed l1, Ma et al. (2019)",
+    "## Table 2",
+    table_2(results),
+    _definitions(results),
+    "## What of the paper is reproduced",
+    claims(results),
+  ]
+  if (
+    "digits" in results and paper.TABLE_3.keys() <= results["digits"]["methods"].keys()
+  ):
+    parts += ["## Table 3", table_3(results["digits"])]
+  parts += [
+    "## What was chosen",
+    chosen(results),
+    "## Protocol",
+    _protocol(results),
+    f"{hardware['cores']} cores of {hardware['processor']} ({hardware['backend']});"
+    f" JAX {versions['jax']}, Flax {versions['flax']}, Optax {versions['optax']},"
+    f" Python {versions['python']}; revision {first['git_revision']}.",
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def table_2(results: Results) -> str:
+  """Accuracy and ratios of all methods, and average ranks; the best is bold."""
+  titles = [configs.METHODS[name].title for name in _COLUMNS]
+  header = ["data set", "measure", "of", *titles]
+  rows = []
+  for name, result in results.items():
+    title = configs.PROBLEMS[name].title
+    for measure, label in MEASURES.items():
+      printed = paper.TABLE_2.get(name, {})
+      if printed:
+        cells = {
+          method: spread_of(getattr(cell, measure)) for method, cell in printed.items()
+        }
+        best = _best({k: getattr(c, measure)[0] for k, c in printed.items()}, measure)
+        rows.append([title, label, "paper", *_row(cells, best)])
+      found = [m for m in _COLUMNS if m in result["methods"]]
+      cells = {m: spread(values(result, m, measure)) for m in found}
+      best = _best({m: mean(result, m, measure) for m in found if m in RANKED}, measure)
+      rows.append([title, label, "ours", *_row(cells, best)])
+  for measure, label in MEASURES.items():
+    theirs = dict(zip(RANKED, paper.AVERAGE_RANKS[measure], strict=True))
+    for source, averages in (
+      ("paper, five sets", theirs),
+      (f"ours, {len(ranks(results, measure))} sets", average_ranks(results, measure)),
+    ):
+      cells = {name: f"{rank:.2f}" for name, rank in averages.items()}
+      best = _best(averages, "rank")
+      rows.append(["average rank", label, source, *_row(cells, best)])
+  return table(header, rows)
+
+
+def spread_of(printed: tuple[float, float]) -> str:
+  """A mean and standard deviation as the paper prints them."""
+  return f"{printed[0]:.4f}±{printed[1]:.4f}"
+
+
+def _row(cells: Mapping[str, str], best: set[str]) -> list[str]:
+  shown = {
+    name: f"**{text}**" if name in best else text for name, text in cells.items()
+  }
+  return [shown.get(name, "–") for name in _COLUMNS]
+
+
+def _best(numbers: Mapping[str, float], measure: str) -> set[str]:
+  if not numbers:
+    return set()
+  best = (max if measure == "accuracy" else min)(numbers.values())
+  return {name for name, number in numbers.items() if np.isclose(number, best, 0, 1e-9)}
+
+
+def _definitions(results: Results) -> str:
+  notes = "; ".join(
+    f"{configs.PROBLEMS[name].title}: {result['data']['note']}"
+    f" ({result['data']['train']:,} for training, {result['data']['test']:,} for"
+    f" testing, {len(result['seeds'])} seed(s))"
+    for name, result in results.items()
+  )
+  return (
+    "Mean and standard deviation over the seeds. FLOPs: multiplications by non-zero"
+    " weights over all multiplications by weights. Parameters: non-zero weights and"
+    " biases over all. Bold: best of the paper's four methods; ranks are among these."
+    " l2 is the dense network, and the proximal step in Adam's own metric is for those"
+    f" sets that are trained with Adam. Data: {notes}."
+  )
+
+
+def beats(result: dict[str, Any], name: str) -> tuple[bool, str]:
+  """Whether integrated TL1 is at least as good as printed, and a sentence on it."""
+  printed = paper.TABLE_2[name]["itl"]
+  text, good = [], True
+  for measure, label in MEASURES.items():
+    ours, theirs = mean(result, "itl", measure), getattr(printed, measure)[0]
+    holds = ours >= theirs if measure == "accuracy" else ours <= theirs
+    good = good and holds
+    verb = "not " if not holds else ""
+    text.append(f"{label} {ours:.4f} against {theirs:.4f} ({verb}as good)")
+  return good, ", ".join(text)
+
+
+def claims(results: Results) -> str:
+  """A list of what the paper claims, and whether it is so here."""
+  lines = []
+  for measure in ("flops", "parameters", "accuracy"):
+    found = average_ranks(results, measure)
+    if found:
+      holds = found["itl"] == min(found.values())
+      others = [n for n in RANKED if n != "itl" and found[n] == found["itl"]]
+      tie = f", with {', '.join(others)}" if holds and others else ""
+      lines.append(
+        f"- Best average rank of integrated TL1 in {MEASURES[measure]}:"
+        f" **{'yes' if holds else 'no'}**{tie} ({found['itl']:.2f})."
+      )
+  for name, result in results.items():
+    if name in paper.TABLE_2 and "itl" in result["methods"]:
+      good, text = beats(result, name)
+      verdict = "yes" if good else "no"
+      if name == "sdd_subset":
+        verdict = "not comparable, because of the subset"
+      lines.append(
+        f"- {configs.PROBLEMS[name].title}, at least the paper's numbers for"
+        f" integrated TL1: **{verdict}**; {text}."
+      )
+  return "\n".join(lines)
+
+
+def table_3(result: dict[str, Any]) -> str:
+  """Neurons and connections of the layer of 128 neurons, and whether they agree."""
+  layer = result["problem"]["dense"][:-1]
+  index = len(result["problem"]["convs"]) + len(layer) - 1
+  rows, found = [], {}
+  for name, printed in paper.TABLE_3.items():
+    finals = result["methods"][name]["finals"]
+    removed = float(np.mean([final["removed"][index] for final in finals]))
+    zeros = float(np.mean([1 - final["densities"][index] for final in finals]))
+    found[name] = removed / layer[-1], zeros
+    rows.append(
+      [
+        configs.METHODS[name].title,
+        f"{printed.neurons_removed}",
+        f"{removed:.1f}",
+        percent(printed.zeros),
+        percent(zeros),
+        f"{mean(result, name, 'accuracy'):.4f}",
+      ]
+    )
+  header = [
+    "DIGITS",
+    "paper: neurons removed",
+    "ours",
+    "paper: zero connections",
+    "ours",
+    "ours: accuracy",
+  ]
+  group, tl1, both = (found[name] for name in ("group", "tl1", "itl"))
+  checks = {
+    "group sparsity removes neurons and leaves the other connections dense": (
+      group[0] > 0 and group[1] - group[0] < 0.05
+    ),
+    "TL1 removes connections and hardly a neuron (less than 2% of them)": (
+      tl1[1] > 0.5 and tl1[0] < 0.02
+    ),
+    "integrated TL1 removes both": both[0] > 0 and both[1] - both[0] > 0.05,
+  }
+  lines = [f"- {text}: **{'yes' if ok else 'no'}**." for text, ok in checks.items()]
+  text = (
+    f"Of the {layer[-1]} neurons of the last hidden layer, those whose ingoing or"
+    " outgoing weights are all zero; and zeros of its ingoing weights. Mean over the"
+    " seeds."
+  )
+  return f"{table(header, rows)}\n\n{text}\n\n" + "\n".join(lines)
+
+
+def chosen(results: Results) -> str:
+  """The chosen points of the grids, the neurons removed, and how wide the grids are."""
+  header = [
+    "data set",
+    "method",
+    "lam",
+    "a",
+    "validation accuracy",
+    "neurons removed",
+    "of",
+  ]
+  rows = []
+  for name, result in results.items():
+    problem = result["problem"]
+    hidden = sum(problem["convs"]) + sum(problem["dense"][:-1])
+    for method, one in result["methods"].items():
+      point = one["chosen"]
+      lams = [p["lam"] for p in one["points"]]
+      edge = "" if min(lams) < point["lam"] < max(lams) else " (edge of the grid)"
+      rows.append(
+        [
+          configs.PROBLEMS[name].title,
+          configs.METHODS[method].title,
+          f"{point['lam']:g}{edge}",
+          f"{point['a']:g}" if configs.METHODS[method].has_a else "–",
+          f"{point['accuracy']:.4f}",
+          f"{mean(result, method, 'neurons_removed'):.1f}",
+          f"{hidden}",
+        ]
+      )
+  return table(header, rows)
+
+
+def _protocol(results: Results) -> str:
+  rules = next(iter(results.values()))["rules"]
+  networks = []
+  for name, result in results.items():
+    p = result["problem"]
+    search = f" ({p['search_epochs']} in the search)" if p["search_epochs"] else ""
+    networks.append(
+      f"- {configs.PROBLEMS[name].title}: 3x3 convolutions of"
+      f" {', '.join(map(str, p['convs']))} channels, dense layers of"
+      f" {', '.join(map(str, p['dense']))} units; {p['optimizer'].upper()}, learning"
+      f" rate {p['learning_rate']:g} falling to zero as a cosine, batches of"
+      f" {p['batch_size']}, {p['epochs']} epochs{search}."
+    )
+  return (
+    "A proximal step of every kernel, no bias, follows each step of SGD (without"
+    f" momentum) or Adam. mu_l = s + (1 - 2s)(l - 1)/(L - 1) with s = {rules['s']:g}"
+    " is the share of TL1 in integrated TL1 and of the exclusive term in CGES, which"
+    " takes the published step in place of that term's exact prox; l1 has a share of"
+    f" {rules['mu']:g} in SGL. Groups are the ingoing weights of a neuron or filter."
+    " Lambda and a are those of the grid with the smallest sum of both ratios whose"
+    f" accuracy on {rules['validation_share']:.0%} of the training examples is at most"
+    f" {100 * rules['tolerance']:g} points below that of the best l2 network there;"
+    " with them, the network is trained anew on all training examples and tested"
+    " once, after the last epoch. The grid has seed 0; no test example is used to"
+    " choose anything. The paper prints numbers of layers, optimizers, and a range of"
+    " lambda (1e-6 to 1e-4), but neither widths nor learning rates.\n\n"
+    + "\n".join(networks)
+  )
