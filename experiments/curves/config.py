@@ -50,7 +50,9 @@ class Config:
       Algorithm 1 has no such step, but the authors' released code does.
     epochs: passes over the training images.
     batch_size: images per step; those left over at the end of an epoch are unused.
-    learning_rate: the peak of a one-cycle schedule.
+    learning_rate: its largest value.
+    schedule: of the learning rate: one cycle, or constant after an eighth of the
+      steps, in which it rises linearly.
     momentum: of SGD.
     ink: value of a pixel with ink.
     dense_std: standard deviation of the dense layer's initial weights; without it,
@@ -79,6 +81,7 @@ class Config:
   epochs: int = 10
   batch_size: int = 32
   learning_rate: float = 0.01
+  schedule: Literal["one_cycle", "constant"] = "one_cycle"
   momentum: float = 0.9
   ink: float = 5.0
   dense_std: float | None = None
@@ -121,6 +124,7 @@ class Config:
     if self.penalty != "none":
       parts += [self.method, "ramped" if self.lam is None else f"lam{self.lam:g}"]
     parts += ["overwritten"] if self.overwrite else []
+    parts += ["constant"] if self.schedule == "constant" else []
     return "-".join([*parts, f"seed{self.seed}"])
 
   @property
@@ -191,9 +195,17 @@ def lam_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
   return lambda count: config.beta * step_of_threshold(config, threshold(count))
 
 
+def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
+  """The learning rate over `steps` updates."""
+  peak = config.learning_rate
+  if config.schedule == "one_cycle":
+    return optax.cosine_onecycle_schedule(steps, peak)
+  return optax.warmup_constant_schedule(peak / 25, peak, steps // 8)
+
+
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
-  """SGD with momentum and a one-cycle learning rate, and what makes it sparse."""
-  learning_rate = optax.cosine_onecycle_schedule(steps, config.learning_rate)
+  """SGD with momentum, and what makes it sparse."""
+  learning_rate = learning_rate_schedule(config, steps)
   sgd = optax.sgd(learning_rate, config.momentum)
   if config.penalty == "none":
     return optax.chain(sgd)

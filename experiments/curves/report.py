@@ -66,10 +66,14 @@ def penalty_name(config: dict[str, Any]) -> str:
 
 def protocol(config: dict[str, Any]) -> str:
   """One sentence on how a configuration is trained."""
+  schedule = {
+    "one_cycle": "one-cycle learning rate with peak",
+    "constant": "learning rate, after a rise over an eighth of the steps,",
+  }[config["schedule"]]
   text = (
     f"{config['epochs']} epochs in batches of {config['batch_size']}, SGD with momentum"
-    f" {config['momentum']:g}, one-cycle learning rate with peak"
-    f" {config['learning_rate']:g}, He initialisation"
+    f" {config['momentum']:g}, {schedule} {config['learning_rate']:g}, He"
+    " initialisation"
   )
   if config["dense_std"] is not None:
     text += f", of the dense layer with standard deviation {config['dense_std']:g}"
