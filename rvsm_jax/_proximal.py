@@ -227,12 +227,12 @@ def proximal_adam(
     >>> import jax.numpy as jnp
     >>> import optax
     >>> import rvsm_jax
-    >>> tx = rvsm_jax.proximal_adam(0.1, rvsm_jax.l1(), lam=1.0)
+    >>> tx = rvsm_jax.proximal_adam(0.25, rvsm_jax.l1(), lam=1.0)
     >>> params = jnp.array([2.0, 0.25])
     >>> state = tx.init(params)
-    >>> updates, state = tx.update(jnp.array([2.0, 0.25]), state, params)
-    >>> print(optax.apply_updates(params, updates).round(4))
-    [1.85 0.  ]
+    >>> updates, state = tx.update(jnp.array([1.0, 0.1]), state, params)
+    >>> print(optax.apply_updates(params, updates).round(1))
+    [1.5 0. ]
 
   References:
     Kingma & Ba, `Adam: A Method for Stochastic Optimization

@@ -397,9 +397,8 @@ def _table_3(rows: Sequence[dict[str, Any]]) -> str:
     " small as that. The authors' released code replaces w by u at the end of every"
     " epoch, which is not in their Algorithm 1; those rows do so, too. SGD leaves the"
     " weights that the penalty pushes to zero oscillating, by the learning rate times"
-    " lambda times the slope of the penalty: with one cycle that ends near zero, they end"
-    " near zero as well, which is not what the paper shows; with a constant rate they do"
-    " not."
+    " lambda times the slope of the penalty. With one cycle, which ends near zero, so"
+    " do they, unlike the paper's; with a constant rate they do not."
   )
 
 
