@@ -1,6 +1,7 @@
 """The configuration of one training: all that determines its numbers."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any, Literal
 
@@ -150,6 +151,11 @@ class Config:
   def splits(self) -> bool:
     """Whether there is a u."""
     return self.method == "rvsm" and self.penalty != "none"
+
+
+def complete(stored: dict[str, Any]) -> dict[str, Any]:
+  """A configuration from a result; a field that came later had its default."""
+  return json.loads(json.dumps(dataclasses.asdict(Config()) | stored))
 
 
 def penalty(config: Config) -> rvsm_jax.Penalty:

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import _plots, _run
 from experiments._tables import percent, table
+from experiments.curves import config as configs
 from experiments.curves import paper, train
 
 
@@ -33,7 +34,8 @@ def write(
   _run.write_atomically(files[".md"], markdown(result))
   draw_training(result, files["-training.png"])
   draw_weights(result, files["-weights.png"])
-  draw_samples(data, files["-samples.png"], result["data"]["classes"])
+  names = result["config"].get("classes") or configs.Config().class_names
+  draw_samples(data, files["-samples.png"], names)
   return list(files.values())
 
 
@@ -43,7 +45,9 @@ def title(name: str) -> str:
 
 
 def classes(data: dict[str, Any]) -> str:
-  """The two classes, with the numbers of their images."""
+  """The two classes, with the numbers of their images; of older results, nothing."""
+  if "classes" not in data:
+    return ""
   counts = zip(
     data["classes"], data["train_per_class"], data["test_per_class"], strict=True
   )
@@ -51,7 +55,7 @@ def classes(data: dict[str, Any]) -> str:
     f"{name!r}, {train} images to train and {test} to test on"
     for name, train, test in counts
   ]
-  return f"Classes: {'; '.join(sentences)}."
+  return f"Classes: {'; '.join(sentences)}.\n\n"
 
 
 def penalty_name(config: dict[str, Any]) -> str:
@@ -97,7 +101,7 @@ def protocol(config: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
   """The table of one training, the paper's row beside it."""
-  config, final = result["config"], result["final"]
+  config, final = configs.complete(result["config"]), result["final"]
   printed = paper.row(config["data"], config["penalty"], config["a"])
   rows = []
   if printed is not None:
@@ -149,9 +153,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 {main}
 
-{classes(result["data"])}
-
-Accuracy on {tested}; shares of the {final["weights"]:,} weights of the
+{classes(result["data"])}Accuracy on {tested}; shares of the {final["weights"]:,} weights of the
 dense layer. The paper's sparsity is the share of w below a scale of 1e-10.
 
 {scales}
@@ -201,7 +203,9 @@ def draw_weights(result: dict[str, Any], path: pathlib.Path) -> None:
   """How the magnitudes of the dense layer are distributed; Fig. 6 of the paper."""
   with _plots.figure(path, width=7.0, height=3.8) as axes:
     draw_histogram(axes[0, 0], result)
-    axes[0, 0].set_title(f"Dense layer: {penalty_name(result['config'])}")
+    axes[0, 0].set_title(
+      f"Dense layer: {penalty_name(configs.complete(result['config']))}"
+    )
 
 
 def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:

@@ -110,12 +110,7 @@ def train_row(
 
 def _same(stored: dict[str, Any], config: Config) -> bool:
   """Whether a result is of this configuration."""
-  return _complete(stored) == json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _complete(stored: dict[str, Any]) -> dict[str, Any]:
-  """A stored configuration; a field that came later had its default."""
-  return json.loads(json.dumps(dataclasses.asdict(Config()) | stored))
+  return configs.complete(stored) == json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def train_all(
@@ -194,7 +189,7 @@ def load(results: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     files = sorted((results / block).glob("*.json"))
     found += [json.loads(file.read_text()) for file in files]
     for result in found:
-      result["config"] = _complete(result["config"])
+      result["config"] = configs.complete(result["config"])
   return blocks
 
 
