@@ -154,7 +154,8 @@ def markdown(result: dict[str, Any]) -> str:
 {main}
 
 {classes(result["data"])}Accuracy on {tested}; shares of the {final["weights"]:,}
-weights of the dense layer. The paper's sparsity is the share of w below a scale of 1e-10.
+weights of the dense layer. The paper's sparsity is the share of w below a scale of
+1e-10.
 
 {scales}
 
