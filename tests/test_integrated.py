@@ -441,6 +441,11 @@ class TestReport:
     ]
     assert figures._frontier(points, "flops") == [(0.1, 0.8), (0.5, 0.9)]
 
+  def test_a_choice_that_saw_the_test_examples_is_said(self):
+    for name in ("pendigits", "mnist"):
+      text = report.markdown({name: result(name)})
+      assert ("PENDIGITS was not tested blindly" in text) == (name == "pendigits")
+
   def test_nothing_to_report(self, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no result"):
       main.tables(tmp_path)

@@ -186,14 +186,18 @@ def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
   methods = [m for m in _METHODS[1:] if m in result["methods"]]
   first = result["methods"][methods[0]]["finals"][0]["first_layer"]
   count = min(16, np.shape(first)[-1])
-  with _plots.figure(path, len(methods), count, width=0.62, height=0.72) as axes:
+  with _plots.figure(path, len(methods), count, width=0.62, height=0.8) as axes:
     for panels, method in zip(axes, methods, strict=True):
       kernel = np.array(result["methods"][method]["finals"][0]["first_layer"])
       limit = np.abs(kernel).max() or 1.0
       for number, panel in enumerate(panels):
         _draw_filter(panel, kernel[:, :, 0, number], limit)
       share = np.mean(kernel == 0)
-      panels[0].set_title(f"{_SHORT[method]}: {share:.0%} zeros (grey)", fontsize=9)
+      text = f"{_SHORT[method]}: {share:.0%} zeros (grey)"
+      title = panels[0].text(0, 1.12, text, transform=panels[0].transAxes, fontsize=9)
+      # It is wider than its panel, and would push the next one away.
+      title.set_in_layout(False)
+      panels[0].set_title(" ", fontsize=12)
 
 
 def _draw_filter(panel: Axes, values: np.ndarray, limit: float) -> None:
