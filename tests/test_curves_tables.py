@@ -111,22 +111,46 @@ def test_the_printed_rows_are_the_papers(data):
 
 
 def test_the_tuned_rows_take_what_the_path_chose():
+  points = {
+    kind: configs.Config(
+      penalty=kind[0],
+      a=kind[1],
+      threshold=0.01 * number,
+      beta=float(number),
+      epochs=5,
+      train_size=2000,
+    )
+    for number, kind in enumerate(path.PENALTIES, 1)
+  }
   results = [
-    _validated(0.9, 0.9, penalty, a)
-    | {
-      "config": {"penalty": penalty, "a": a, "threshold": 0.01 * number, "beta": number}
-    }
-    for number, (penalty, a) in enumerate(path.PENALTIES, 1)
+    _validated(0.9, 0.9) | {"config": dataclasses.asdict(point)}
+    for point in points.values()
   ]
   rows = tables.tuned_rows("alphabets", results)
   assert len({row.name for row in rows}) == len(rows) == 9
-  chosen = {
-    (r.penalty, r.a): (r.threshold, r.beta) for r in rows if r.penalty != "none"
-  }
-  assert chosen == {
-    kind: (0.01 * number, number) for number, kind in enumerate(path.PENALTIES, 1)
-  }
   assert all(row.lam is None and not row.validation_size for row in rows)
+  for row in rows:
+    if row.penalty == "none":
+      continue
+    point = points[row.penalty, row.a]
+    assert row.beta == point.beta
+    if row.penalty == "l0":
+      assert row.threshold == point.threshold
+      continue
+    # 10 epochs of 5,000 images are five times 5 epochs of 2,000.
+    ours, theirs = (
+      configs.step_of_threshold(one, jnp.float32(one.threshold)) for one in (row, point)
+    )
+    np.testing.assert_allclose(5 * ours, theirs, rtol=0.02)
+
+
+@pytest.mark.parametrize("a", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("penalty", ["l0", "l1", "transformed_l1"])
+def test_the_threshold_of_a_step_undoes_the_step_of_a_threshold(penalty, a):
+  config = configs.Config(penalty=penalty, a=a)
+  for threshold in (0.001, 0.02, 0.4):
+    step = float(configs.step_of_threshold(config, jnp.float32(threshold)))
+    assert configs.threshold_of_step(config, step) == pytest.approx(threshold, rel=1e-4)
 
 
 def _result(config, accuracy=0.98765, zeros=0.87654):

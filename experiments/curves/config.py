@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any, Literal
 
@@ -186,6 +187,21 @@ def step_of_threshold(config: Config, threshold: jax.Array) -> jax.Array:
     case "transformed_l1":
       far = (threshold + a / 2) ** 2 / (2 * (a + 1))
       return jnp.where(threshold <= a / 2, threshold * a / (a + 1), far)
+    case "none":
+      raise ValueError("The configuration has no penalty.")
+
+
+def threshold_of_step(config: Config, step: float) -> float:
+  """The threshold of the proximal map with this step; see `step_of_threshold`."""
+  a = config.a
+  match config.penalty:
+    case "l0":
+      return math.sqrt(2 * step)
+    case "l1":
+      return step
+    case "transformed_l1":
+      near = step * (a + 1) / a
+      return near if near <= a / 2 else math.sqrt(2 * step * (a + 1)) - a / 2
     case "none":
       raise ValueError("The configuration has no penalty.")
 
