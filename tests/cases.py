@@ -198,6 +198,8 @@ CASES = (
   ),
 )
 INDICATORS = ("nonnegative", "cardinality")
+# Whose weights or steps fit arrays of SHAPE alone.
+ONE_SHAPE = ("group_lasso-weights", "group_lasso-(0, 1)", "sparse_group_lasso-metric")
 CONSTRUCTORS = {case.name: case for case in CASES}
 
 

@@ -7,7 +7,7 @@ is here concerns the maps. The first tests show that this suite's oracles can fa
 from collections.abc import Callable
 from typing import Any
 
-from cases import CASES, SHAPE, Case, prox, sample, value
+from cases import CASES, ONE_SHAPE, SHAPE, Case, prox, sample, value
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +111,17 @@ def test_any_real_number_is_a_hyperparameter(number: Any):
 # proxssi: the logged penalty weights groups otherwise than the map does.
 @pytest.mark.parametrize(
   "case",
-  [c for c in CASES if c.name not in ("exclusive_lasso_one_step", "integrated_tl1")],
+  # Not exact as their docstrings say, or exact in another metric than this one.
+  [
+    case
+    for case in CASES
+    if case.name
+    not in (
+      "exclusive_lasso_one_step",
+      "integrated_tl1",
+      "sparse_group_lasso-metric",
+    )
+  ],
   ids=str,
 )
 def test_the_value_is_the_one_that_prox_minimises(case: Case):
@@ -150,7 +160,7 @@ def test_sparse_group_lasso_thresholds_entries_first():
 # nemos keeps a mask of the leaf's shape for every group.
 @pytest.mark.parametrize(
   "case",
-  [c for c in CASES if c.groups == "out" and "weights" not in c.name],
+  [c for c in CASES if c.groups == "out" and c.name not in ONE_SHAPE],
   ids=str,
 )
 def test_groups_take_no_memory_of_their_own(case: Case):

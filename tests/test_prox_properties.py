@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from cases import CASES, SHAPE, Case, prox, sample, to_numpy, value
+from cases import CASES, ONE_SHAPE, SHAPE, Case, prox, sample, to_numpy, value
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 STEPS = (1e-3, 0.05, 0.3, 2.0)
 X = sample().astype(np.float32)
 HALVES = (jnp.bfloat16, jnp.float16)
-ONE_SHAPE = ("group_lasso-weights", "group_lasso-(0, 1)", "sparse_group_lasso-metric")
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 separable = pytest.mark.parametrize("case", [c for c in CASES if c.separable], ids=str)
