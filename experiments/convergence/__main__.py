@@ -32,6 +32,8 @@ def main(
     config = dataclasses.replace(studies.QUICK, seed=config.seed)
     results = pathlib.Path("runs", "convergence-quick")
   began = time.monotonic()
+  # Before the figures, which git knows, are written.
+  environment = _run.environment()
   with jax.enable_x64(True), rich.progress.Progress(console=_run.console) as bar:
     task = bar.add_task("convergence", total=3 * len(studies.PENALTIES) + 3)
 
@@ -60,7 +62,7 @@ def main(
     figures.draw_error(results / "error.png", result["error_against_beta"])
     figures.draw_shrinkage(results / "shrinkage.png", config)
     figures.draw_outside(results / "outside.png", result["outside"])
-  result |= {**_run.environment(), "seconds": time.monotonic() - began}
+  result |= {**environment, "seconds": time.monotonic() - began}
   _run.write_json(results / "convergence.json", result)
   _run.write_atomically(results / "convergence.md", report.markdown(result))
   _run.console.print(f"Wrote {results}", markup=False)
