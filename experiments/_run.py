@@ -164,6 +164,33 @@ class TrainState(NamedTuple):
     totals = {"loss": jnp.zeros([]), "accuracy": jnp.copy(zero), "seen": jnp.copy(zero)}
     return cls(zero, params, tx.init(params), totals, extra)
 
+  def updated(
+    self,
+    tx: optax.GradientTransformation,
+    grads: Any,
+    *,
+    loss: jax.Array,
+    found: jax.Array,
+    seen: int,
+  ) -> Self:
+    """The state after one update.
+
+    Args:
+      tx: the optimizer.
+      grads: of the params.
+      loss: sum over the examples.
+      found: how many of them were classified rightly.
+      seen: how many there were.
+    """
+    updates, opt_state = tx.update(grads, self.opt_state, self.params)
+    added: dict[str, Any] = {"loss": loss, "accuracy": found, "seen": seen}
+    return self._replace(
+      step=self.step + 1,
+      params=optax.apply_updates(self.params, updates),
+      opt_state=opt_state,
+      totals={name: self.totals[name] + value for name, value in added.items()},
+    )
+
 
 class Record(NamedTuple):
   """What a run has measured so far.

@@ -178,19 +178,9 @@ def update_step(
     (loss, (stats, found)), grads = gradient(
       state.params, state.extra, chosen, labels[batch]
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    totals = state.totals
-    return _run.TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      totals={
-        "loss": totals["loss"] + len(batch) * loss,
-        "accuracy": totals["accuracy"] + found,
-        "seen": totals["seen"] + len(batch),
-      },
-      extra=stats,
-    )
+    seen = len(batch)
+    state = state.updated(tx, grads, loss=seen * loss, found=found, seen=seen)
+    return state._replace(extra=stats)
 
   return update
 

@@ -142,18 +142,7 @@ def advance(
     return jnp.mean(loss), (jnp.sum(loss), jnp.sum(found))
 
   grads, (loss, found) = jax.grad(objective, has_aux=True)(state.params)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  totals = state.totals
-  return state._replace(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    opt_state=opt_state,
-    totals={
-      "loss": totals["loss"] + loss,
-      "accuracy": totals["accuracy"] + found,
-      "seen": totals["seen"] + len(images),
-    },
-  )
+  return state.updated(tx, grads, loss=loss, found=found, seen=len(images))
 
 
 def train_step(

@@ -214,20 +214,8 @@ class Trainer:
       return jnp.mean(loss), jnp.sum(jnp.argmax(logits, axis=-1) == y[batch])
 
     (loss, found), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    updates, opt_state = self.optimizer(lam, a).update(
-      grads, state.opt_state, state.params
-    )
-    totals = state.totals
-    return state._replace(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      totals={
-        "loss": totals["loss"] + len(batch) * loss,
-        "accuracy": totals["accuracy"] + found,
-        "seen": totals["seen"] + len(batch),
-      },
-    )
+    tx, seen = self.optimizer(lam, a), len(batch)
+    return state.updated(tx, grads, loss=seen * loss, found=found, seen=seen)
 
   def state(self, lam: Any, a: Any, params: Any) -> _run.TrainState:
     """The state before the first update."""
