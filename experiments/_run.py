@@ -5,7 +5,7 @@ the newest checkpoints and, at the end, the result; the same command run again a
 a kill goes on from the newest checkpoint and ends with the same numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import ctypes
 import dataclasses
 import hashlib
@@ -48,6 +48,12 @@ def reuse_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(arena_max, 1)
+
+
+def announce(files: Iterable[pathlib.Path]) -> None:
+  """Says which files were written."""
+  for file in files:
+    console.print(f"Wrote {file}", markup=False)
 
 
 def environment() -> dict[str, Any]:

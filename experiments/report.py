@@ -32,8 +32,7 @@ def main(
     results: a folder for each experiment.
     data_dir: where prepared data sets are kept; curves shows samples of its images.
   """
-  for file in _rebuilt(results, data_dir):
-    _run.console.print(f"Wrote {file}", markup=False)
+  _run.announce(_rebuilt(results, data_dir))
 
 
 def _rebuilt(

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from loops import converge
 import numpy as np
 import optax
 import pytest
@@ -138,16 +139,7 @@ def test_lasso_is_that_of_scikit_learn(alpha, rho):
   lipschitz = np.linalg.eigvalsh(problem.inputs.T @ problem.inputs / 40)[-1]
   tx = sgd_admm(1 / (lipschitz + rho), rvsm_jax.scaled(rvsm_jax.l1(), alpha), rho)
 
-  @jax.jit
-  def solve(w):
-    def step(carry, _):
-      w, state = carry
-      updates, state = tx.update(problem.gradient(w), state, w)
-      return (optax.apply_updates(w, updates), state), None
-
-    return jax.lax.scan(step, (w, tx.init(w)), length=3000)[0]
-
-  w, state = solve(jnp.asarray(problem.start))
+  w, state = converge(tx, problem, 3000)
   u = rvsm_jax.sparse_params(state, w)
   np.testing.assert_allclose(u, expected, atol=1e-9)
   # Unlike with RVSM, w and u meet, and the dual variable is a subgradient over rho.

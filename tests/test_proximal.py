@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from loops import converge
 import numpy as np
 import optax
 import pytest
@@ -39,19 +40,6 @@ class LeastSquares:
     return self.design.T @ (self.design @ w - self.target) / self.samples
 
 
-def minimise(tx, problem, steps):
-  @jax.jit
-  def run(w):
-    def step(carry, _):
-      w, state = carry
-      updates, state = tx.update(problem.gradient(w), state, w)
-      return (optax.apply_updates(w, updates), state), None
-
-    return jax.lax.scan(step, (w, tx.init(w)), length=steps)[0]
-
-  return run(jnp.asarray(problem.start))
-
-
 def tree(dtype=jnp.float32, seed=1):
   rng = np.random.default_rng(seed)
 
@@ -82,7 +70,7 @@ def test_lasso_agrees_with_scikit_learn(x64, alpha):
   lasso = linear_model.Lasso(alpha, fit_intercept=False, tol=1e-14, max_iter=100_000)
   expected = lasso.fit(problem.design, problem.target).coef_
   tx = rvsm_jax.proximal_sgd(1 / problem.lipschitz, rvsm_jax.l1(), lam=alpha)
-  w, _ = minimise(tx, problem, 3000)
+  w, _ = converge(tx, problem, 3000)
   np.testing.assert_allclose(w, expected, atol=1e-8)
   np.testing.assert_array_equal(np.asarray(w) == 0, expected == 0)
   assert 0 < np.count_nonzero(w) < w.size
@@ -100,7 +88,7 @@ def test_elastic_net_agrees_with_scikit_learn(x64):
   tx = rvsm_jax.proximal_sgd(
     1 / problem.lipschitz, rvsm_jax.elastic_net(alpha), lam=lam
   )
-  w, _ = minimise(tx, problem, 3000)
+  w, _ = converge(tx, problem, 3000)
   np.testing.assert_allclose(w, expected, atol=1e-8)
 
 
@@ -130,7 +118,7 @@ def test_a_group_lasso_solution_satisfies_its_optimality_condition(x64):
     lambda w, step: penalty.prox(grouped(w), step).reshape(-1),
   )
   tx = rvsm_jax.proximal_sgd(1 / problem.lipschitz, flat, lam=lam)
-  w, _ = minimise(tx, problem, 4000)
+  w, _ = converge(tx, problem, 4000)
   gradient, w = grouped(problem.gradient(w)), grouped(np.asarray(w))
   norms = np.linalg.norm(w, axis=0)
   assert 0 < np.count_nonzero(norms) < 6
@@ -297,8 +285,8 @@ def test_the_plain_subgradient_does_not_reach_zero(x64):
   problem, lam = LeastSquares(), 0.1
   lr = 0.5 / problem.lipschitz
   plain = optax.chain(rvsm_jax.add_penalty_gradient(rvsm_jax.l1(), lam), optax.sgd(lr))
-  w_plain, _ = minimise(plain, problem, 500)
-  w_prox, _ = minimise(rvsm_jax.proximal_sgd(lr, rvsm_jax.l1(), lam=lam), problem, 500)
+  w_plain, _ = converge(plain, problem, 500)
+  w_prox, _ = converge(rvsm_jax.proximal_sgd(lr, rvsm_jax.l1(), lam=lam), problem, 500)
   assert np.count_nonzero(w_plain) == w_plain.size
   assert np.count_nonzero(w_prox) < w_prox.size / 2
 
@@ -430,7 +418,7 @@ def test_a_regularisation_path_by_vmap_and_a_gradient_in_lam(x64):
 
   def solve(lam):
     tx = rvsm_jax.proximal_sgd(0.5 / problem.lipschitz, rvsm_jax.l1(), lam=lam)
-    return minimise(tx, problem, 300)[0]
+    return converge(tx, problem, 300)[0]
 
   path = jnp.array([0.01, 0.1, 1.0, 10.0])
   batched = jax.jit(jax.vmap(solve))(path)

@@ -7,6 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
+from loops import converge
 import mpmath
 import numpy as np
 import optax
@@ -55,17 +56,8 @@ class LeastSquares:
     return residual @ residual / (2 * self.samples)
 
 
-def minimise(tx, problem, steps=3000):
-  @jax.jit
-  def run(w):
-    def step(carry, _):
-      w, state = carry
-      updates, state = tx.update(problem.gradient(w), state, w)
-      return (optax.apply_updates(w, updates), state), None
-
-    return jax.lax.scan(step, (w, tx.init(w)), length=steps)[0][0]
-
-  return np.asarray(run(jnp.asarray(problem.start)))
+def minimise(tx, problem):
+  return np.asarray(converge(tx, problem, 3000)[0])
 
 
 def both(penalty, lam, problem):

@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from loops import converge
 import numpy as np
 import optax
 import pytest
@@ -84,22 +85,6 @@ def iterate(tx, problem, steps, start=None):
     params.append(w)
     states.append(state)
   return params, states
-
-
-def converge(tx, problem, steps):
-  """The params and the state after `steps` steps, without keeping the way."""
-  w = jnp.asarray(problem.start)
-
-  @jax.jit
-  def run(w):
-    def step(carry, _):
-      w, state = carry
-      updates, state = tx.update(problem.gradient(w), state, w)
-      return (optax.apply_updates(w, updates), state), None
-
-    return jax.lax.scan(step, (w, tx.init(w)), length=steps)[0]
-
-  return run(w)
 
 
 def small_tree(dtype=jnp.float32):

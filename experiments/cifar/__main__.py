@@ -55,7 +55,7 @@ def main(
   if cost:
     file = results / "cost.json"
     _run.write_json(file, costs.full_size(settings))
-    _run.console.print(f"Wrote {file}", markup=False)
+    _run.announce([file])
     return
   if row is not None and row not in configs.ROWS:
     raise ValueError(f"There is no row {row!r}, only {', '.join(configs.ROWS)}.")
@@ -78,8 +78,7 @@ def main(
     # After every row, so that a kill leaves the tables of those that are finished.
     files = report.write(results)
   _run.console.print(files[0].read_text(), markup=False)
-  for file in files:
-    _run.console.print(f"Wrote {file}", markup=False)
+  _run.announce(files)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main(
   result |= {**environment, "seconds": time.monotonic() - began}
   _run.write_json(results / "convergence.json", result)
   _run.write_atomically(results / "convergence.md", report.markdown(result))
-  _run.console.print(f"Wrote {results}", markup=False)
+  _run.announce([results])
 
 
 if __name__ == "__main__":

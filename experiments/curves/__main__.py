@@ -55,8 +55,7 @@ def main(
     results = directory
   files = report.write(result, train.load_data(config, data_dir), results)
   _run.console.print(report.markdown(result), markup=False)
-  for file in files:
-    _run.console.print(f"Wrote {file}", markup=False)
+  _run.announce(files)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

@@ -156,7 +156,12 @@ class Config:
 
 def complete(stored: dict[str, Any]) -> dict[str, Any]:
   """A configuration from a result; a field that came later had its default."""
-  return json.loads(json.dumps(dataclasses.asdict(Config()) | stored))
+  return plain(Config()) | stored
+
+
+def plain(config: Config) -> dict[str, Any]:
+  """A configuration as JSON stores it."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def penalty(config: Config) -> rvsm_jax.Penalty:

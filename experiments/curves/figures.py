@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from experiments import _plots
+from experiments.curves import config as configs
 from experiments.curves import paper, path, report, train
 from experiments.curves.config import Config
 
@@ -37,13 +38,15 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
   with _plots.figure(file, width=8.4, height=4.6) as axes:
     (panel,) = axes[0]
     for color, (penalty, a) in zip(_plots.COLORS, path.PENALTIES, strict=False):
-      name = "TL1, a = " + f"{a:g}" if penalty == "transformed_l1" else penalty
+      name = report.penalty_name(configs.plain(Config(penalty=penalty, a=a)))
 
       def mine(result: dict[str, Any], penalty: str = penalty, a: float = a) -> bool:
         config = result["config"]
         return config["penalty"] == penalty and config["a"] == a
 
-      points = [r for r in blocks["path"] if mine(r) and r["config"]["beta"] == 4.0]
+      points = [
+        r for r in blocks["path"] if mine(r) and r["config"]["beta"] == Config.beta
+      ]
       points.sort(key=lambda r: r["config"]["threshold"])
       panel.plot(
         [1 - p["zeros_u"] for p in points],
@@ -74,7 +77,8 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
           zorder=3,
         )
     styles: dict[str, dict[str, Any]] = {
-      "path: 2,000 images, 5 epochs, validation": {"marker": "o", "markersize": 4},
+      f"path: {path.REDUCED['train_size']:,} images, {path.REDUCED['epochs']} epochs,"
+      " validation": {"marker": "o", "markersize": 4},
       "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
       "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
     }

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _run
+from experiments import _run, datasets
 from experiments._tables import percent, table
 from experiments.curves import config as configs
 from experiments.curves import figures, measure, paper, path, report, train
@@ -38,8 +38,8 @@ from experiments.curves.config import Config, Data
 DATA: tuple[Data, ...] = ("alphabets", "planar_shapes")
 SEEDS = 3
 
-# Images in the training split of each data set.
-_TRAIN_SIZE = 5000
+# The same for both data sets.
+_TRAIN_SIZE = datasets.PLANAR_SHAPES.splits["train"]
 
 _RESULTS = pathlib.Path(__file__).parents[1] / "results" / "curves"
 
@@ -116,17 +116,12 @@ def train_row(
   file = results / f"{config.name}.json"
   if file.exists():
     result = json.loads(file.read_text())
-    if _same(result["config"], config):
+    if configs.complete(result["config"]) == configs.plain(config):
       return result
   with _run.Run(runs / config.name, config) as run:
     result = train.train(config, run, data_dir)
   _run.write_json(file, result)
   return result
-
-
-def _same(stored: dict[str, Any], config: Config) -> bool:
-  """Whether a result is of this configuration."""
-  return configs.complete(stored) == json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def train_all(
@@ -470,5 +465,4 @@ def main(
   if jobs < 1:
     raise ValueError(f"jobs must be positive, got {jobs}.")
   train_all(output, results, data_dir, jobs, only)
-  for file in write(results, data_dir):
-    _run.console.print(f"Wrote {file}", markup=False)
+  _run.announce(write(results, data_dir))

@@ -93,8 +93,7 @@ def tables(results: pathlib.Path = _RESULTS) -> None:
   """
   files = report.write(results)
   _run.console.print(files[0].read_text(), markup=False)
-  for file in files:
-    _run.console.print(f"Wrote {file}", markup=False)
+  _run.announce(files)
 
 
 if __name__ == "__main__":

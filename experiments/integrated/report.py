@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from experiments import _run
-from experiments.curves.report import percent, table
+from experiments._tables import percent, table
 from experiments.integrated import config as configs
 from experiments.integrated import figures, paper
 
