@@ -336,8 +336,8 @@ def _protocols(rows: Sequence[dict[str, Any]]) -> str:
   return (
     "Protocol. "
     + " ".join(texts)
-    + f" Median time of a row: {np.median(seconds):.0f} s on one thread of"
-    f" {rows[0]['hardware']['processor']}, which other trainings shared."
+    + f" Median time of a row by the clock: {np.median(seconds):.0f} s, most of them"
+    f" beside other work on two cores of {rows[0]['hardware']['processor']}."
   )
 
 
