@@ -81,6 +81,18 @@ def micro(tmp_path_factory, compiled):
 # --- the network ---
 
 
+def test_images_are_shifted_by_whole_pixels_and_no_further():
+  images = np.pad(np.ones((200, 1, 1, 1)), ((0, 0), (3, 3), (3, 3), (0, 0)))
+  moved = np.asarray(train.shifted(jnp.asarray(images), 2, jax.random.key(0)))
+  rows, columns = np.argwhere(moved[..., 0])[:, 1:].T
+  assert len(rows) == 200  # nothing is lost that stays inside
+  assert set(rows) == set(columns) == set(range(1, 6))
+  # Rows and columns independently, each image by itself.
+  assert len(set(zip(rows, columns, strict=True))) == 25
+  corner = train.shifted(jnp.ones((200, 2, 2, 1)), 2, jax.random.key(1))
+  assert set(np.asarray(corner).sum(axis=(1, 2, 3))) == {0, 1, 2, 4}
+
+
 def test_the_network_has_the_papers_weights():
   _, params = train.initial_params(MICRO)
   sizes = {name: layer["kernel"][...].size for name, layer in params.items()}

@@ -41,7 +41,7 @@ def test_a_point_of_a_path_is_a_training_of_its_own(no_test_set, tmp_path):
     steps = len(data.images) // config.batch_size * config.epochs
     tx = configs.optimizer(config, steps)
     state = _run.TrainState.create(params, tx)
-    step = train.train_step(graph, tx, data.images, data.labels)
+    step = train.train_step(config, graph, tx, data.images, data.labels)
     for epoch in range(config.epochs):
       for batch in _run.epoch_order(config.seed, epoch, len(data.images), 8):
         state = step(state, batch)

@@ -158,6 +158,20 @@ class TestNetwork:
     ):
       np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
+  @pytest.mark.parametrize("shape", [(28, 28, 1), (15, 14, 3), (8, 8, 1)])
+  def test_fused_pooling_is_the_same_function(self, shape):
+    def loss(fused):
+      model = models.CNN(shape, (4, 6), (0, 1), (5,), fused=fused, rngs=nnx.Rngs(0))
+      graph, params = nnx.split(model)
+      x = jax.random.normal(jax.random.key(1), (3, *shape))
+      return jax.value_and_grad(
+        lambda params: jnp.sum(nnx.merge(graph, params)(x) ** 2)
+      )(params)
+
+    pairs = zip(*map(jax.tree.leaves, map(loss, (True, False))), strict=True)
+    for found, expected in pairs:
+      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
   @pytest.mark.parametrize("name", configs.PROBLEMS)
   def test_every_network_runs_and_its_kernels_are_in_depth(self, name):
     p = configs.PROBLEMS[name]

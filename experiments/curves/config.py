@@ -62,7 +62,8 @@ class Config:
     train_size: use only so many training images; 0 uses all.
     validation_size: hold out so many training images and report on them instead of
       the test images, to choose between configurations.
-    seed: of the initial weights and of the order of the images.
+    shift: in training, move every image by up to so many pixels each way, at random.
+    seed: of the initial weights, of the order of the images, and of their shifts.
     images: train on pictures of your own instead: a folder with
       `train/<class>/*` and `test/<class>/*`, two classes.
     shaky_font: for alphabets, a font file for the shaky letters.
@@ -89,6 +90,7 @@ class Config:
   dense_std: float | None = None
   train_size: int = 0
   validation_size: int = 0
+  shift: int = 0
   seed: int = 0
   images: str | None = None
   shaky_font: str | None = None
@@ -105,7 +107,7 @@ class Config:
     for name in ("epochs", "batch_size", "learning_rate", "ink", "beta", "a"):
       if _known(getattr(self, name)) and not getattr(self, name) > 0:
         raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
-    for name in ("threshold", "train_size", "validation_size", "seed"):
+    for name in ("threshold", "train_size", "validation_size", "shift", "seed"):
       if _known(getattr(self, name)) and not getattr(self, name) >= 0:
         raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}.")
     if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
@@ -127,6 +129,7 @@ class Config:
       parts += [self.method, "ramped" if self.lam is None else f"lam{self.lam:g}"]
     parts += ["overwritten"] if self.overwrite else []
     parts += ["constant"] if self.schedule == "constant" else []
+    parts += [f"shift{self.shift}"] if self.shift else []
     return "-".join([*parts, f"seed{self.seed}"])
 
   @property

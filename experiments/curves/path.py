@@ -67,15 +67,23 @@ def train_path(
   Args:
     points: the configurations.
     directory: where the result of each point is written, from which it is read if
-      the path is trained again.
+      the path is trained again with the same configuration.
     data_dir: see `datasets.load`.
 
   Returns:
     For each point its configuration, the accuracies of w and u, and the zeros of u.
+
+  Raises:
+    FloatingPointError: if a training diverged.
   """
   first = points[0]
   files = [directory / f"{_name(point)}.json" for point in points]
-  if all(file.exists() for file in files):
+  left = [
+    (point, file)
+    for point, file in zip(points, files, strict=True)
+    if train.stored(file, point) is None
+  ]
+  if not left:
     return [json.loads(file.read_text()) for file in files]
   data = train.load_data(first, data_dir)
   graph, params = train.initial_params(first)
@@ -109,21 +117,21 @@ def train_path(
 
   start = _run.TrainState.create(params, configs.optimizer(first, steps))
   start = run(start, first, 0, warm_up)
-  for point, file in zip(points, files, strict=True):
-    if not file.exists():
-      state = run(jax.tree.map(jnp.copy, start), point, warm_up, steps)
-      sparse = train.sparse_params(point, state)
-      result = {
-        "config": dataclasses.asdict(point),
-        "accuracy_w": evaluate(state.params)[1],
-        "accuracy_u": evaluate(sparse)[1],
-        "zeros_u": float(rvsm_jax.sparsity(measure.layer(sparse))),
-        **_run.environment(),
-      }
-      _run.write_json(file, result)
-      _run.console.print(
-        f"{file.stem}: u {result['accuracy_u']:.1%}, zeros {result['zeros_u']:.2%}"
-      )
+  for point, file in left:
+    state = run(jax.tree.map(jnp.copy, start), point, warm_up, steps)
+    sparse = train.sparse_params(point, state)
+    _run.require_finite((state.params, sparse), file.stem)
+    result = {
+      "config": dataclasses.asdict(point),
+      "accuracy_w": evaluate(state.params)[1],
+      "accuracy_u": evaluate(sparse)[1],
+      "zeros_u": float(rvsm_jax.sparsity(measure.layer(sparse))),
+      **_run.environment(),
+    }
+    _run.write_json(file, result)
+    _run.console.print(
+      f"{file.stem}: u {result['accuracy_u']:.1%}, zeros {result['zeros_u']:.2%}"
+    )
   return [json.loads(file.read_text()) for file in files]
 
 

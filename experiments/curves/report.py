@@ -79,6 +79,8 @@ def protocol(config: dict[str, Any]) -> str:
     f" {config['momentum']:g}, {schedule} {config['learning_rate']:g}, He"
     " initialisation"
   )
+  if config["shift"]:
+    text += f", images shifted by up to {config['shift']} pixels at random"
   if config["dense_std"] is not None:
     text += f", of the dense layer with standard deviation {config['dense_std']:g}"
   text += f", inputs 0 and {config['ink']:g}, seed {config['seed']}"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -145,7 +146,21 @@ def advance(
   return state.updated(tx, grads, loss=loss, found=found, seen=len(images))
 
 
+def shifted(images: jax.Array, largest: int, key: jax.Array) -> jax.Array:
+  """Each image of (n, h, w, 1) moved at random by up to `largest` pixels each way.
+
+  What comes in at the sides is paper, what leaves is lost.
+  """
+  around = (largest, largest)
+  padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
+  corners = jax.random.randint(key, (len(images), 2), 0, 2 * largest + 1)
+  return jax.vmap(
+    lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+  )(padded, corners)
+
+
 def train_step(
+  config: configs.Config,
   graph: nnx.GraphDef,
   tx: optax.GradientTransformation,
   images: jax.Array,
@@ -157,7 +172,11 @@ def train_step(
   def update(
     state: _run.TrainState, batch: jax.Array, images: jax.Array, labels: jax.Array
   ) -> _run.TrainState:
-    return advance(graph, tx, state, images[batch], labels[batch])
+    chosen = images[batch]
+    if config.shift:
+      key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+      chosen = shifted(chosen, config.shift, key)
+    return advance(graph, tx, state, chosen, labels[batch])
 
   # The images are an argument, since a closure would make them part of the program.
   return lambda state, batch: update(state, batch, images, labels)
@@ -210,6 +229,17 @@ def sparse_params(config: configs.Config, state: _run.TrainState) -> Any:
   return rvsm_jax.sparse_params(state.opt_state, state.params)
 
 
+def stored(file: pathlib.Path, config: configs.Config) -> dict[str, Any] | None:
+  """The result in a file; None if there is none, or that of another configuration."""
+  if not file.exists():
+    return None
+  result = json.loads(file.read_text())
+  if configs.complete(result["config"]) == configs.plain(config):
+    return result
+  _run.console.print(f"{file} is of another configuration: trained anew.", markup=False)
+  return None
+
+
 def train(
   config: configs.Config,
   run: _run.Run,
@@ -241,7 +271,8 @@ def train(
   unseen = load_unseen_font(config, data_dir)
   zeros = jax.jit(lambda state: rvsm_jax.sparsity(_layer(config, state)))
 
-  update = train_step(graph, tx, jnp.asarray(data.images), jnp.asarray(data.labels))
+  images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+  update = train_step(config, graph, tx, images, labels)
 
   def step(state: _run.TrainState, batch: NDArray[np.int64]) -> _run.TrainState:
     state = update(state, batch)

@@ -188,11 +188,11 @@ class Trainer:
     self.check = jax.jit(self.metrics)
     self.costs = self._costs(params)
 
-  def initial(self, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+  def initial(self, seed: int, fused: bool = True) -> tuple[nnx.GraphDef, nnx.State]:
     """The network and its weights before training: a function of the seed alone."""
     p = self.config.problem
     rngs = nnx.Rngs(params=jax.random.key(seed))
-    model = models.CNN(p.shape, p.convs, p.pooled, p.dense, rngs=rngs)
+    model = models.CNN(p.shape, p.convs, p.pooled, p.dense, fused=fused, rngs=rngs)
     return nnx.split(model, nnx.Param)
 
   def optimizer(self, lam: Any, a: Any) -> optax.GradientTransformationExtraArgs:
@@ -348,8 +348,9 @@ class Trainer:
   def flops(self, params: Any) -> float:
     """The FLOP ratio: see `rvsm_jax.flop_ratio`."""
     image = jax.ShapeDtypeStruct((1, *self.config.problem.shape), jnp.float32)
+    graph, _ = self.initial(0, fused=False)
     return rvsm_jax.flop_ratio(
-      lambda params, x: nnx.merge(self.graph, params)(x), params, image
+      lambda params, x: nnx.merge(graph, params)(x), params, image
     )
 
   def measured(self, point: Point, params: Any, history: dict) -> dict[str, Any]:
@@ -360,7 +361,12 @@ class Trainer:
       "neurons_removed" in all, and "removed" of each layer but the last;
       "densities", the share of non-zeros in each kernel; "history" of the first
       three after each epoch.
+
+    Raises:
+      FloatingPointError: if the training diverged.
     """
+    name, method = self.config.problem.name, self.config.method.name
+    _run.require_finite(params, f"{name}, {method}, {point}")
     layers = kernels(params)
     removed = [
       int(rvsm_jax.neurons_removed(list(layers[i : i + 2])))
@@ -448,9 +454,21 @@ def cell(
 
   Raises:
     ConfigMismatchError: if the directory has results of another configuration.
+    RunInUseError: if another process trains there.
+    FloatingPointError: if a training diverged.
   """
   with _run.Run(directory, config) as run:
-    directory = run.directory
+    return _cell(config, data, seeds, reference, run.directory, checkpoint_seconds)
+
+
+def _cell(
+  config: configs.Config,
+  data: Data,
+  seeds: Sequence[int],
+  reference: float | None,
+  directory: pathlib.Path,
+  checkpoint_seconds: float,
+) -> dict[str, Any]:
   search, final = splits(config, data)
 
   @functools.cache
