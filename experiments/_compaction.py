@@ -13,9 +13,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments import _models, _run, _tables
 from experiments.cifar import models as cifar
+from experiments.datasets import tabular
+import rvsm_jax
 
 Model = TypeVar("Model", bound=nnx.Module)
 Weighted = nnx.Conv | nnx.Linear
@@ -325,6 +328,36 @@ def kill(chain: Sequence[Callable], share: float, seed: int) -> None:
     fill(following.kernel, kernel)
 
 
+def train(steps: int = 3000, lam: float = 5e-3) -> tuple[nnx.Sequential, jax.Array]:
+  """A perceptron that group lasso rids of units on DIGITS, and the test examples."""
+  x, y = (jnp.asarray(array) for array in tabular.load("digits", "train"))
+  rngs = nnx.Rngs(0)
+  model = nnx.Sequential(
+    nnx.Linear(64, 1024, rngs=rngs),
+    nnx.relu,
+    nnx.Linear(1024, 1024, rngs=rngs),
+    nnx.relu,
+    nnx.Linear(1024, 10, rngs=rngs),
+  )
+  tx = rvsm_jax.proximal_sgd(
+    0.1, rvsm_jax.group_lasso(), lam=lam, mask=rvsm_jax.kernels
+  )
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+  @nnx.jit
+  def step(model: nnx.Sequential, optimizer: nnx.Optimizer, batch: jax.Array) -> None:
+    def loss(model: nnx.Sequential) -> jax.Array:
+      logits = model(x[batch] / 16)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, y[batch]).mean()
+
+    optimizer.update(model, nnx.grad(loss)(model))
+
+  rng = np.random.default_rng(0)
+  for _ in range(steps):
+    step(model, optimizer, jnp.asarray(rng.integers(0, len(x), 64)))
+  return model, jnp.asarray(tabular.load("digits", "test")[0]) / 16
+
+
 def main() -> None:
   """Measures networks with dead units."""
   rngs = nnx.Rngs(0)
@@ -343,7 +376,16 @@ def main() -> None:
     "VGG-16": (vgg, vgg16, images, 0.5),
     "ResNet-18": (resnet, resnet18, images, 0.9),
   }
-  results = {}
+  trained, digits = train()
+  smaller = compact(trained, sequential)
+  labels = tabular.load("digits", "test")[1]
+  results = {
+    "perceptron 64-1024-1024-10, trained": measure(trained, smaller, digits)
+    | {
+      f"accuracy_{when}": float(jnp.mean(jnp.argmax(model(digits), -1) == labels))
+      for when, model in (("before", trained), ("after", smaller))
+    }
+  }
   for seed, (name, (model, chains, inputs, share)) in enumerate(cases.items()):
     for chain in chains(model):
       kill(chain, share, seed)
@@ -373,13 +415,17 @@ def _page(report: dict[str, Any]) -> str:
   header = ["network", *(name for what in columns for name in (what, "after"))]
   header += ["speedup", "difference"]
   hardware = report["hardware"]
+  trained = next(iter(report["networks"].values()))
+  before, after = (f"{trained[f'accuracy_{when}']:.1%}" for when in ("before", "after"))
   return f"""# Networks without their dead units
 
-Networks with random weights before and after `experiments._compaction.compact`. Half of
-the hidden units were made dead, of the ResNet 90% of the filters inside its blocks.
-Milliseconds are those of one batch (512 vectors; 32 images of 32x32, networks of half
-width), medians of 15 runs in turns; the difference is the largest of an output over the
-largest output.
+Networks before and after `experiments._compaction.compact`. The first was trained on
+DIGITS with group lasso (`proximal_sgd`), which took units away; its test accuracy is
+{before} before and {after} after. The others have random weights: half of the hidden
+units were made dead, of the ResNet 90% of the filters inside its blocks. Milliseconds
+are those of one batch (359 test examples; 512 vectors; 32 images of 32x32, networks of
+half width), medians of 15 runs in turns; the difference is the largest of an output
+over the largest output.
 
 {_tables.table(header, rows)}
 
