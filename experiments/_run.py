@@ -2,7 +2,8 @@
 
 A run is one training with one configuration. Its directory holds the configuration,
 the newest checkpoints and, at the end, the result; the same command run again after
-a kill goes on from the newest checkpoint and ends with the same numbers.
+a kill goes on from the newest checkpoint and ends with the same numbers. One process
+at a time may have it open.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +16,14 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import time
 from typing import Any, NamedTuple, Self
 
+import filelock
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +34,12 @@ import rich.progress
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
+_PARTIAL = ".partial"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _REFRESH_SECONDS = 0.5
+
+# What was killed may leave workers that notice it within a second.
+_LOCK_SECONDS = 5.0
 
 
 def reuse_freed_memory() -> None:
@@ -100,14 +108,25 @@ def _git_revision() -> str | None:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is never seen half written, whatever is killed when."""
+  """Writes a file that is never seen half written, whatever is killed when.
+
+  Raises:
+    OSError: if it cannot be written; what was there before is kept.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-  with partial.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
+  partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+  try:
+    with partial.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    partial.replace(path)
+  except OSError as error:
+    # A full disk has no name for the file.
+    error.filename = str(path)
+    raise
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -142,6 +161,30 @@ def epoch_order(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarray
     )
   order = np.random.default_rng((seed, epoch)).permutation(size)
   return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+@jax.jit
+def _count_not_finite(tree: Any) -> jax.Array:
+  return sum(
+    (jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)), jnp.int32(0)
+  )
+
+
+def require_finite(numbers: Any, what: str) -> None:
+  """Stops a training that diverged before its numbers are saved or reported.
+
+  Args:
+    numbers: a pytree.
+    what: whose numbers these are.
+
+  Raises:
+    FloatingPointError: if one is infinite or not a number.
+  """
+  count = int(_count_not_finite(numbers))
+  if count:
+    raise FloatingPointError(
+      f"{what}: {count} numbers are not finite; lower the learning rate."
+    )
 
 
 class TrainState(NamedTuple):
@@ -214,6 +257,26 @@ class ConfigMismatchError(ValueError):
   """The directory belongs to a run of another configuration."""
 
 
+class RunInUseError(ValueError):
+  """Another process has the run directory open."""
+
+
+def _lock(directory: pathlib.Path) -> filelock.BaseFileLock:
+  """The lock of a run directory, taken; the system frees it if this process ends."""
+  directory.mkdir(parents=True, exist_ok=True)
+  lock = filelock.FileLock(directory / "lock")
+  holder = directory / "process"
+  try:
+    lock.acquire(timeout=_LOCK_SECONDS)
+  except filelock.Timeout:
+    pid = holder.read_text() if holder.exists() else "unknown"
+    raise RunInUseError(
+      f"{directory} is in use by process {pid}: wait for its end, or pass another"
+      " --output."
+    ) from None
+  return lock
+
+
 class Run:
   """A run directory, open for one process.
 
@@ -225,17 +288,36 @@ class Run:
   Raises:
     ConfigMismatchError: if the directory has a run of another configuration; to
       train on from its checkpoints would give numbers that belong to neither.
+    RunInUseError: if it is open elsewhere; two would overwrite each other's files.
   """
 
   def __init__(self, directory: pathlib.Path, config: Any, keep: int = 2):
     self.directory = directory.resolve()
     self.config = json.loads(json.dumps(_plain(dataclasses.asdict(config))))
+    self._lock = _lock(self.directory)
+    try:
+      self._manager = self._open(keep)
+    except BaseException:
+      self._lock.release()
+      raise
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._manager.close()
+    self._lock.release()
+
+  def _open(self, keep: int) -> ocp.CheckpointManager:
+    write_atomically(self.directory / "process", str(os.getpid()))
+    for left in self.directory.glob(f"*{_PARTIAL}"):
+      left.unlink()
     file = self.directory / "config.json"
     if file.exists():
       self._require_same(json.loads(file.read_text()))
     else:
       write_json(file, self.config)
-    self._manager = ocp.CheckpointManager(
+    return ocp.CheckpointManager(
       self.directory / "checkpoints",
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
@@ -245,18 +327,14 @@ class Run:
       ),
     )
 
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self._manager.close()
-
   def _require_same(self, stored: dict[str, Any]) -> None:
-    names = sorted(stored.keys() | self.config.keys())
+    there, now = (
+      traverse_util.flatten_dict(config, sep=".") for config in (stored, self.config)
+    )
     lines = [
-      f"  {name}: there {stored.get(name)!r}, now {self.config.get(name)!r}"
-      for name in names
-      if stored.get(name) != self.config.get(name)
+      f"  {name}: there {there.get(name)!r}, now {now.get(name)!r}"
+      for name in sorted(there.keys() | now.keys())
+      if there.get(name) != now.get(name)
     ]
     if lines:
       raise ConfigMismatchError(
@@ -277,7 +355,11 @@ class Run:
     return json.loads(self.result_file.read_text())
 
   def save(self, state: TrainState, record: Record) -> None:
-    """Writes a checkpoint, unless there is one of this step."""
+    """Writes a checkpoint, unless there is one of this step.
+
+    Raises:
+      OSError: if it cannot be written; those before it are kept.
+    """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
@@ -285,8 +367,17 @@ class Run:
       state=ocp.args.StandardSave(state._asdict()),
       record=ocp.args.JsonSave(record._asdict()),
     )
-    self._manager.save(step, args=items)
-    write_atomically(self._digest_file(step), _digest(self._step_directory(step)))
+    try:
+      self._manager.save(step, args=items)
+      write_atomically(self._digest_file(step), _digest(self._step_directory(step)))
+    except Exception as error:
+      # Orbax says by errors of many types what the file system told it.
+      free = shutil.disk_usage(self.directory).free / 2**20
+      raise OSError(
+        f"The checkpoint of step {step} could not be written to {self.directory},"
+        f" where {free:.0f} MB are free. The ones before it are kept: once there is"
+        " room, the same command goes on from them."
+      ) from error
     kept = {str(step) for step in self._manager.all_steps()}
     for file in self._digest_file(step).parent.iterdir():
       if file.name not in kept:
@@ -361,7 +452,7 @@ def fit(
     The final state, and the record of all epochs.
 
   Raises:
-    FloatingPointError: if the loss of an epoch is not finite.
+    FloatingPointError: if the loss, or a weight, is not finite; it is not saved.
   """
   record = Record([], 0.0)
   restored = run.restore(state)
@@ -398,21 +489,23 @@ def fit(
           bar.update(task, completed=done, epoch=epoch + 1, shown=shown)
           refreshed = time.monotonic()
         if time.monotonic() - saved > checkpoint_seconds:
+          _require_finite(run, state, epoch)
           run.save(state, record._replace(seconds=time.monotonic() - clock))
           saved = time.monotonic()
-      means = _means(state)
-      if not math.isfinite(means["loss"]):
-        raise FloatingPointError(
-          f"The loss is {means['loss']} after epoch {epoch + 1}: lower the learning"
-          f" rate. The run is in {run.directory}."
-        )
-      metrics = {"epoch": epoch + 1, **means, **evaluate(state)}
+      _require_finite(run, state, epoch)
+      metrics = {"epoch": epoch + 1, **_means(state), **evaluate(state)}
       console.print(_format(metrics))
       state = state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
       record = Record([*record.epochs, metrics], time.monotonic() - clock)
       if epoch + 1 == epochs:
         run.save(state, record)
   return state, record
+
+
+def _require_finite(run: Run, state: TrainState, epoch: int) -> None:
+  loss = _means(state)["loss"]
+  where = f"{run.directory}, epoch {epoch + 1}, loss {loss:g}"
+  require_finite((loss, state.params, state.extra), where)
 
 
 def _means(state: TrainState) -> dict[str, float]:

@@ -77,7 +77,7 @@ def admm(
   _penalties.check_penalty(penalty)
   learning_rate = _rvsm.as_schedule("learning_rate", learning_rate)
   _validate.check_positive("rho", rho)
-  step = 1 / jnp.asarray(rho)
+  step = 1 / rho
 
   def init_fn(params: optax.Params) -> ADMMState:
     # Copies, because params and state may both be donated.
