@@ -318,6 +318,16 @@ class TestChoice:
   def test_sparsest_of_those_accurate_enough(self, reference, expected):
     assert train.choose(self.POINTS, reference, 0.0051)["lam"] == expected
 
+  @pytest.mark.parametrize(
+    ("densities", "expected"), [((0.9, 0.5, 0.1), 1), ((0.9, 0.8, 0.6), 2)]
+  )
+  def test_most_accurate_of_those_with_half_of_a_layer_zero(self, densities, expected):
+    points = [
+      point | {"densities": [1.0, density, 1.0]}
+      for point, density in zip(self.POINTS, densities, strict=True)
+    ]
+    assert train.choose_sparse(points) is points[expected]
+
 
 class KilledError(Exception):
   pass

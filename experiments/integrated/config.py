@@ -146,6 +146,11 @@ class Method:
     """Whether the penalty has the parameter a."""
     return self.penalty in ("itl", "tl1")
 
+  @property
+  def in_table_3_alone(self) -> bool:
+    """Whether it is there to show which zeros one term of integrated TL1 makes."""
+    return self.name in ("group", "tl1")
+
 
 METHODS = {
   method.name: method
@@ -199,6 +204,9 @@ class Config:
       lams = self.problem.l2_lams
     elif self.method.adaptive:
       lams = self.problem.adaptive_lams
+    elif self.method.penalty == "group":
+      # The norm of a neuron's weights is several times as large as one of them.
+      lams = tuple(4 * lam for lam in lams)
     shapes = self.problem.shapes if self.method.has_a else (0.0,)
     return [(lam, a) for a in shapes for lam in lams]
 
