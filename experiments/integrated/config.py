@@ -14,6 +14,8 @@ TOLERANCE = 0.005
 
 _SGD_LAMS = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 _ADAM_LAMS = (5e-2, 1e-1, 2e-1, 4e-1, 8e-1)
+# The norm of a neuron's weights is many times as large as one of them.
+_GROUP_LAMS = (0.8, 1.2, 1.6, 2.0, 2.4, 2.8)
 SHAPES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
 
@@ -205,8 +207,7 @@ class Config:
     elif self.method.adaptive:
       lams = self.problem.adaptive_lams
     elif self.method.penalty == "group":
-      # The norm of a neuron's weights is several times as large as one of them.
-      lams = tuple(4 * lam for lam in lams)
+      lams = _GROUP_LAMS
     shapes = self.problem.shapes if self.method.has_a else (0.0,)
     return [(lam, a) for a in shapes for lam in lams]
 
