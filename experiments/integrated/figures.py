@@ -33,6 +33,12 @@ _SHORT = {
   "itl_adaptive": "the same, proximal Adam",
 }
 _MEASURES = {"accuracy": "accuracy", "flops": "FLOPs", "parameters": "parameters"}
+# A legend that hides no line.
+_BESIDE: dict[str, Any] = {
+  "fontsize": 8,
+  "loc": "center left",
+  "bbox_to_anchor": (1.0, 0.5),
+}
 
 # As in the captions of Figures 1 and 2.
 _PENALTIES = {
@@ -162,8 +168,13 @@ def _frontier(points: list[dict[str, Any]], measure: str) -> list[tuple[float, f
 
 def draw_convergence(results: Results, path: pathlib.Path) -> None:
   """Test accuracy against updates, seed 0; Figure 5 of the paper."""
-  with _plots.figure(path, 1, len(results), width=4.3, height=3.2) as axes:
-    for panel, (name, result) in zip(axes[0], results.items(), strict=True):
+  columns = min(3, len(results))
+  rows = -(-len(results) // columns)
+  with _plots.figure(path, rows, columns, width=4.3, height=3.2) as axes:
+    panels = axes.ravel()
+    for unused in panels[len(results) :]:
+      unused.set_axis_off()
+    for panel, (name, result) in zip(panels, results.items(), strict=False):
       updates = result["data"]["train"] // result["problem"]["batch_size"]
       top = 0.0
       for method in _METHODS:
@@ -177,8 +188,9 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
       panel.set_title(configs.PROBLEMS[name].title, fontsize=9)
       panel.set(xlabel="updates", ylim=(top - 0.1, top + 0.005))
       _plots.percent_axis(panel)
-    axes[0, 0].set_ylabel("test accuracy")
-    axes[0, -1].legend(fontsize=8, loc="lower right")
+    for panel in axes[:, 0]:
+      panel.set_ylabel("test accuracy")
+    panels[len(results) - 1].legend(**_BESIDE)
 
 
 def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
@@ -225,4 +237,4 @@ def draw_shapes(result: dict[str, Any], path: pathlib.Path) -> None:
     axes[0, 0].set_ylim(0.85, 1.0)
     axes[0, 2].set_ylim(0, 1.02)
     axes[0, 1].set_ylim(0, 1.02)
-    axes[0, 1].legend(fontsize=8)
+    axes[0, 2].legend(**_BESIDE)
