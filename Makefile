@@ -1,9 +1,10 @@
 # Needs only Python 3.11 or newer and make: everything else goes into .venv.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 # The main job: trains the network of Xue & Xin (2019) on planar shapes to exact
 # zeros, and writes its table and figures. Interrupted, it resumes.
@@ -12,6 +13,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The site, in docs/_build: a warning is an error, and every reference is checked.
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs docs/_build
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -22,11 +27,11 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11+ needed"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[dev]'
+	  --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 clean:

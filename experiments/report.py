@@ -19,6 +19,7 @@ from experiments.curves import report as curves
 from experiments.curves import tables, train
 from experiments.curves.config import Config
 from experiments.integrated import report as integrated
+from experiments.paths import report as paths
 
 _RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -51,6 +52,8 @@ def _rebuilt(
     yield from cifar.write(folder)
   if any((results / "integrated").glob("*.json")):
     yield from integrated.write(results / "integrated")
+  if (results / "paths" / "paths.json").exists():
+    yield from paths.write(results / "paths")
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:

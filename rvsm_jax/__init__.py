@@ -1,6 +1,11 @@
 """Train neural networks to exact zeros, with Optax."""
 
 from rvsm_jax._admm import ADMMState, admm
+from rvsm_jax._controller import (
+  TargetSparsityState,
+  sparsity_schedule,
+  target_sparsity,
+)
 from rvsm_jax._diagnostics import critical_point_residual, lagrangian
 from rvsm_jax._masks import by_path, kernels, layer_index
 from rvsm_jax._metrics import (
@@ -62,6 +67,7 @@ __all__ = (
   "ProximalAdamState",
   "ProximalState",
   "RVSMState",
+  "TargetSparsityState",
   "add_penalty_gradient",
   "admm",
   "block_soft_threshold",
@@ -104,6 +110,8 @@ __all__ = (
   "sparse_params",
   "sparsity",
   "sparsity_by_scale",
+  "sparsity_schedule",
+  "target_sparsity",
   "transformed_l1",
   "transformed_l1_threshold",
 )

@@ -1,0 +1,276 @@
+"""What exact export is worth: sizes of checkpoints, and when BCOO is faster.
+
+`python -m experiments.export` measures both.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import pathlib
+import tempfile
+import time
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from matplotlib.axes import Axes
+import numpy as np
+import safetensors.numpy
+import tyro
+
+from experiments import _plots, _run, _tables
+from rvsm_jax import export
+
+_RESULTS = pathlib.Path(__file__).parent / "results" / "export"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is measured.
+
+  Attributes:
+    shapes: of the kernels (in, out).
+    batches: numbers of rows that a kernel is multiplied with.
+    shares: of zeros, ascending.
+    repeats: of each product.
+    seed: of the numbers and of the places of zeros.
+  """
+
+  shapes: tuple[tuple[int, int], ...] = ((256, 256), (1024, 1024), (10816, 64))
+  batches: tuple[int, ...] = (1, 64)
+  shares: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+  repeats: int = 9
+  seed: int = 0
+
+
+_QUICK = Config(shapes=((256, 256),), shares=(0.9, 0.99, 0.999), repeats=5)
+
+
+def kernel(shape: tuple[int, int], share: float, seed: int) -> np.ndarray:
+  """Normal numbers, of which that share, anywhere, is zero."""
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=shape).astype(np.float32)
+  x.reshape(-1)[rng.permutation(x.size)[: round(share * x.size)]] = 0
+  return x
+
+
+def sizes(config: Config) -> list[dict[str, Any]]:
+  """Bytes of a checkpoint of the last kernel and a bias, over those of a dense one."""
+  shape = config.shapes[-1]
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    dense, sparse = (pathlib.Path(folder, name) for name in ("dense", "sparse"))
+    for dtype in (jnp.float32, jnp.bfloat16):
+      for share in config.shares:
+        params = {
+          "kernel": kernel(shape, share, config.seed).astype(dtype),
+          "bias": np.ones(shape[1], dtype),
+        }
+        safetensors.numpy.save_file(params, dense)
+        export.save(sparse, params)
+        rows.append(
+          {
+            "dtype": jnp.dtype(dtype).name,
+            "share": share,
+            "dense": dense.stat().st_size,
+            "sparse": sparse.stat().st_size,
+          }
+        )
+  return rows
+
+
+def products(config: Config) -> list[dict[str, Any]]:
+  """How much faster `x @ kernel` is with BCOO than with the dense kernel.
+
+  The two are run in turns; the speedup is the median over the turns of the ratio of
+  the processor times.
+  """
+  rows = []
+  for shape in config.shapes:
+    for batch in config.batches:
+      rng = np.random.default_rng(config.seed)
+      x = jnp.asarray(rng.normal(size=(batch, shape[0])), jnp.float32)
+      for share in config.shares:
+        dense = jnp.asarray(kernel(shape, share, config.seed))
+        sparse = export.to_bcoo(dense, min_sparsity=0.0)
+        ratios = _ratios(dense, sparse, x, config.repeats)
+        rows.append(
+          {
+            "shape": shape,
+            "batch": batch,
+            "share": share,
+            "speedup": float(np.median(ratios)),
+            "quartiles": np.quantile(ratios, (0.25, 0.75)),
+          }
+        )
+        _run.console.print(rows[-1])
+  return rows
+
+
+def _ratios(dense: Any, sparse: Any, x: jax.Array, repeats: int) -> np.ndarray:
+  """Processor times of the dense product over those of the sparse one."""
+  kernels = (dense, sparse)
+  multiply = jax.jit(lambda x, w: x @ w)
+  # As many products in one measurement as take the clock some milliseconds.
+  numbers = [max(1, round(5e-3 / _seconds(multiply, x, w, 3))) for w in kernels]
+  times = [
+    [_seconds(multiply, x, w, n) for w, n in zip(kernels, numbers, strict=True)]
+    for _ in range(repeats)
+  ]
+  before, after = np.array(times).T
+  return before / after
+
+
+def _seconds(multiply: Callable[..., jax.Array], x: Any, w: Any, number: int) -> float:
+  """Processor time of one product."""
+  jax.block_until_ready(multiply(x, w))
+  start = time.process_time()
+  for _ in range(number):
+    jax.block_until_ready(multiply(x, w))
+  return (time.process_time() - start) / number
+
+
+def break_even(shares: Sequence[float], speedups: Sequence[float]) -> float | None:
+  """The share of zeros from which on BCOO is faster; None if it never is.
+
+  Between the measured shares both logarithms, that of the speedup and that of the
+  share of non-zeros, are taken as linear.
+  """
+  kept, gain = np.log1p(-np.asarray(shares)), np.log(speedups)
+  slower = np.flatnonzero(gain <= 0)
+  if not slower.size:
+    return float(shares[0])
+  last = slower[-1]
+  if last == len(shares) - 1:
+    return None
+  part = -gain[last] / (gain[last + 1] - gain[last])
+  return float(-np.expm1(kept[last] + part * (kept[last + 1] - kept[last])))
+
+
+def _series(rows: Sequence[dict[str, Any]]) -> dict[tuple, tuple[list, list]]:
+  """Shares and speedups of each shape and batch."""
+  series: dict[tuple, tuple[list, list]] = {}
+  for row in rows:
+    key = (tuple(row["shape"]), row["batch"])
+    shares, speedups = series.setdefault(key, ([], []))
+    shares.append(row["share"])
+    speedups.append(row["speedup"])
+  return series
+
+
+def draw(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Speedup against the share of zeros, one panel for each batch."""
+  series = _series(rows)
+  batches = sorted({batch for _, batch in series})
+  with _plots.figure(path, columns=len(batches)) as axes:
+    for ax, batch in zip(axes[0], batches, strict=True):
+      _panel(ax, batch, {shape: xy for (shape, b), xy in series.items() if b == batch})
+    axes[0, 0].set_ylabel("time of dense over BCOO")
+    axes[0, 0].legend(title="kernel", loc="lower right")
+
+
+def _panel(ax: Axes, batch: int, series: dict[tuple[int, int], tuple]) -> None:
+  for (inputs, outputs), (shares, speedups) in series.items():
+    kept = [1 - share for share in shares]
+    ax.plot(kept, speedups, marker="o", markersize=3.5, label=f"{inputs} x {outputs}")
+  ax.axhline(1, color=_plots.GREY, linewidth=1, linestyle="--")
+  ax.set(xscale="log", yscale="log", ylim=(0.01, 12))
+  ax.set(xlabel="zeros", title=f"batch {batch}")
+  ticks = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+  ax.set_xticks([1 - share for share in ticks], [f"{100 * s:g}%" for s in ticks])
+  ax.tick_params(axis="x", labelsize=8, rotation=45)
+  times = (0.01, 0.1, 1, 10)
+  ax.set_yticks(times, [f"{time:g}" for time in times])
+  ax.minorticks_off()
+  ax.invert_xaxis()
+
+
+def page(result: dict[str, Any]) -> str:
+  """The report as Markdown."""
+  size_rows = [
+    [
+      row["dtype"],
+      _tables.percent(row["share"], 1),
+      f"{row['dense']:,}",
+      f"{row['sparse']:,}",
+      _tables.percent(row["sparse"] / row["dense"], 1),
+    ]
+    for row in result["sizes"]
+  ]
+  shares = result["config"]["shares"]
+  product_rows = []
+  for (shape, batch), (_, speedups) in _series(result["products"]).items():
+    point = break_even(shares, speedups)
+    product_rows.append(
+      [
+        f"{shape[0]} x {shape[1]}, batch {batch}",
+        *(f"{speedup:.2f}" for speedup in speedups),
+        "never" if point is None else _tables.percent(point, 1),
+      ]
+    )
+  inputs, outputs = result["config"]["shapes"][-1]
+  hardware = result["hardware"]
+  header = ["kernel", *(_tables.percent(share, 1) for share in shares), "break-even"]
+  return "\n".join(
+    [
+      "# Exact export",
+      "",
+      "## Checkpoints",
+      "",
+      f"Bytes of a kernel {inputs} x {outputs}, zeros anywhere, with its bias:",
+      "as plain safetensors, and as `rvsm_jax.export.save` writes them.",
+      "",
+      _tables.table(["dtype", "zeros", "dense", "sparse", "of dense"], size_rows),
+      "",
+      "## BCOO",
+      "",
+      "`x @ kernel` in float32: the time with the dense kernel over that with",
+      "`rvsm_jax.export.to_bcoo`, by the share of zeros; above 1, BCOO is faster.",
+      f"Processor time on one core, median over {result['config']['repeats']} turns.",
+      "From the break-even on, BCOO is faster at every share measured.",
+      "",
+      _tables.table(header, product_rows),
+      "",
+      "![Speedup against zeros](bcoo.png)",
+      "",
+      f"{hardware['processor']}, {hardware['backend']}.",
+      "Written by `python -m experiments.export`.",
+      "",
+    ]
+  )
+
+
+def main(
+  config: Annotated[Config, tyro.conf.OmitArgPrefixes] = Config(),
+  results: pathlib.Path = _RESULTS,
+  quick: bool = False,
+) -> None:
+  """Measures exact export: JSON, Markdown and a figure.
+
+  Args:
+    config: what is measured.
+    results: where the report goes.
+    quick: one small kernel, whatever else is set; the report goes to
+      runs/export-quick.
+  """
+  if quick:
+    config, results = _QUICK, pathlib.Path("runs", "export-quick")
+  if hasattr(os, "sched_setaffinity"):
+    # Before JAX starts its threads: on one core, processor time is time.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  environment = _run.environment()
+  result = {
+    "config": dataclasses.asdict(config),
+    "sizes": sizes(config),
+    "products": products(config),
+    **environment,
+  }
+  files = [results / name for name in ("export.json", "export.md", "bcoo.png")]
+  _run.write_json(files[0], result)
+  _run.write_atomically(files[1], page(result))
+  draw(files[2], result["products"])
+  _run.announce(files)
+
+
+if __name__ == "__main__":
+  tyro.cli(main)

@@ -1,0 +1,1 @@
+"""Whole regularisation paths by one compiled program; see docs/paths.md."""

@@ -1,0 +1,103 @@
+"""The documentation builds without a warning, is complete, and its code runs."""
+
+import doctest
+import pathlib
+import re
+import textwrap
+
+import pytest
+
+import rvsm_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+  page for page in DOCS.glob("**/*.md") if "_build" not in page.relative_to(DOCS).parts
+)
+BLOCK = re.compile(
+  r"^ *```python\n(?P<code>.*?)^ *```$(?:\n+ *```text\n(?P<output>.*?)^ *```$)?",
+  flags=re.DOTALL | re.MULTILINE,
+)
+NUMBER = re.compile(r"\d+\.?\d*(?:e-?\d+)?")
+
+
+def read(page: pathlib.Path) -> str:
+  return page.read_text(encoding="utf-8")
+
+
+def without_numbers(text: str) -> str:
+  return "".join(NUMBER.sub("#", text).split())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """The built site, with warnings as errors and every reference checked."""
+  build = pytest.importorskip("sphinx.cmd.build")
+  out = tmp_path_factory.mktemp("site")
+  options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
+  options += ["--doctree-dir", str(tmp_path_factory.mktemp("doctrees"))]
+  assert build.main([*options, str(DOCS), str(out)]) == 0
+  return out
+
+
+def test_every_public_name_is_in_the_reference(site):
+  pages = "".join(map(read, (site / "api").glob("*.html")))
+  documented = set(re.findall(r'id="rvsm_jax\.(\w+)"', pages))
+  assert documented >= set(rvsm_jax.__all__)
+
+
+def test_every_committed_table_is_shown(site):
+  included = {
+    (page.parent / target).resolve()
+    for page in PAGES
+    for target in re.findall(r"^```\{include\} (.+)$", read(page), re.MULTILINE)
+  }
+  tables = set((ROOT / "experiments/results").resolve().glob("**/*.md"))
+  assert tables
+  assert included >= tables
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+  loaded = re.compile(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"')
+  assert not [
+    url for page in site.glob("**/*.html") for url in loaded.findall(read(page))
+  ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_links_to_files_lead_somewhere(page):
+  # Those that leave docs/: the strict build checks the others.
+  for target in re.findall(r"\]\((?!https?://)([^)#]+)", read(page)):
+    assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+  "page",
+  [page for page in PAGES if BLOCK.search(read(page))],
+  ids=lambda page: str(page.relative_to(DOCS)),
+)
+def test_python_blocks_run_and_print_what_the_page_says(
+  page, capsys, monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  names = {"__name__": page.stem}
+  for block in BLOCK.finditer(read(page)):
+    code = textwrap.dedent(block["code"])
+    line = read(page)[: block.start("code")].count("\n")
+    if ">>>" in code:
+      example = doctest.DocTestParser().get_doctest(
+        code, names, page.name, str(page), line
+      )
+      failed, _ = doctest.DocTestRunner().run(example, clear_globs=False)
+      assert not failed, capsys.readouterr().out
+      names = example.globs
+      continue
+    exec(compile("\n" * line + code, str(page), "exec"), names)
+    printed = capsys.readouterr().out
+    if block["output"] is not None:
+      expected = textwrap.dedent(block["output"])
+      assert without_numbers(printed) == without_numbers(expected)
+      # Numbers differ a little from one processor to another.
+      assert [*map(float, NUMBER.findall(printed))] == pytest.approx(
+        [*map(float, NUMBER.findall(expected))], rel=0.03, abs=1e-3
+      ), printed
