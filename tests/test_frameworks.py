@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import pytest
@@ -109,6 +110,14 @@ def nnx_model(start):
   return model
 
 
+def nnx_pure(tree):
+  """Plain arrays in place of Variables."""
+  from flax import nnx
+
+  # Flax 0.12.7 gave it another name.
+  return nnx.as_pure(tree) if hasattr(nnx, "as_pure") else nnx.pure(tree)
+
+
 def nnx_train(model, optimizer, batch, steps=STEPS):
   from flax import nnx
 
@@ -152,8 +161,8 @@ def test_nnx_pure_trees(start, batch):
   nnx_train(model, optimizer, batch)
   params = nnx.state(model, nnx.Param)
   expected = rvsm_jax.sparse_params(optimizer.opt_state, params)
-  for state in (optimizer.opt_state, nnx.as_pure(optimizer.opt_state)):
-    for tree in (params, nnx.as_pure(params), nnx.to_pure_dict(params)):
+  for state in (optimizer.opt_state, nnx_pure(optimizer.opt_state)):
+    for tree in (params, nnx_pure(params), nnx.to_pure_dict(params)):
       sparse = rvsm_jax.sparse_params(state, tree)
       assert jax.tree.structure(sparse) == jax.tree.structure(tree)
       chex.assert_trees_all_equal(jax.tree.leaves(sparse), jax.tree.leaves(expected))
@@ -168,7 +177,7 @@ def test_nnx_masks_of_every_form(start, batch, expected, form):
     "callable": rvsm_jax.kernels,
     "by_path": rvsm_jax.by_path("/kernel$"),
     # A prefix of the Variables that init sees, and equal to what update sees.
-    "arrays": rvsm_jax.kernels(nnx.as_pure(params)),
+    "arrays": rvsm_jax.kernels(nnx_pure(params)),
   }[form]
   optimizer = nnx.Optimizer(model, rvsm(mask=mask), wrt=nnx.Param)
   nnx_train(model, optimizer, batch)
@@ -409,6 +418,53 @@ def test_module_names_with_slashes():
   chex.assert_trees_all_equal_structs(sparse, params)
 
 
+# Records
+
+
+def test_tensorboard_reads_back_what_was_written(start, batch, tmp_path):
+  tensorboardX = pytest.importorskip("tensorboardX")
+  nnx = pytest.importorskip("flax.nnx")
+  model = nnx_model(start)
+  inject = optax.inject_hyperparams(rvsm_jax.rvsm_sgd, static_args=("penalty", "mask"))
+  lam = optax.linear_schedule(0.0, RVSM["lam"], STEPS - 1)
+  tx = inject(LR, rvsm_jax.l0(), **RVSM | {"lam": lam}, mask=rvsm_jax.kernels)
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  with tensorboardX.SummaryWriter(str(tmp_path)) as writer:
+    for count in range(STEPS):
+      nnx_train(model, optimizer, batch, 1)
+      params = nnx.state(model, nnx.Param)
+      sparse = rvsm_jax.sparse_params(optimizer.opt_state, params)
+      kernel = np.asarray(sparse["hidden"]["kernel"][...])
+      now = float(optimizer.opt_state.hyperparams["lam"][...])
+      writer.add_scalar("lam", now, count)
+      writer.add_histogram("u", kernel, count, bins=[-2, -1e-6, 1e-6, 2])
+
+  scalars, histograms = {}, {}
+  (file,) = tmp_path.iterdir()
+  for event in _events(file.read_bytes()):
+    for value in event.summary.value:
+      if value.tag == "lam":
+        scalars[event.step] = value.simple_value
+      elif value.tag == "u":
+        histograms[event.step] = value.histo
+  expected = [lam(count) for count in range(STEPS)]
+  np.testing.assert_allclose([scalars[n] for n in range(STEPS)], expected, rtol=1e-6)
+  last = histograms[STEPS - 1]
+  counts = dict(zip(last.bucket_limit, last.bucket, strict=True))
+  assert sum(counts.values()) == kernel.size
+  assert counts[1e-6] == np.sum(kernel == 0) > 0
+
+
+def _events(data):
+  """The events of a file: each has its length (8 bytes), and checksums (4) around."""
+  from tensorboardX.proto import event_pb2
+
+  while data:
+    size = int.from_bytes(data[:8], "little")
+    yield event_pb2.Event.FromString(data[12 : 12 + size])
+    data = data[16 + size :]
+
+
 # Checkpoints
 
 
@@ -438,3 +494,62 @@ def test_orbax_restores_bit_for_bit(start, batch, tmp_path):
     for m, o in ((model, optimizer), restored)
   ]
   chex.assert_trees_all_equal(*ends)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_orbax_restores_on_another_number_of_devices(start, batch, tmp_path, devices):
+  ocp = pytest.importorskip("orbax.checkpoint")
+  params = {name: {"w": w, "b": b} for name, (w, b) in start.items()}
+  inputs, targets = batch
+  tx = rvsm()
+
+  def loss(params):
+    hidden = jax.nn.relu(inputs @ params["hidden"]["w"] + params["hidden"]["b"])
+    outputs = hidden @ params["out"]["w"] + params["out"]["b"]
+    return jnp.mean((outputs - targets) ** 2)
+
+  @jax.jit
+  def step(state):
+    params, opt_state = state
+    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  def spread(state, count):
+    """Splits the first axis of every matrix over so many devices."""
+    mesh = jax.make_mesh((count,), ("x",), devices=jax.devices()[:count])
+
+    def place(leaf):
+      spec = PartitionSpec("x") if leaf.ndim == 2 else PartitionSpec()
+      return NamedSharding(mesh, spec)
+
+    shardings = jax.tree.map(place, state)
+    return jax.device_put(state, shardings), shardings
+
+  state, _ = spread((params, tx.init(params)), 8)
+  state = step(step(state))
+  u = state[1][-1].u["hidden"]["w"]
+  assert len(u.sharding.device_set) == 8
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "state", state)
+    checkpointer.wait_until_finished()
+    _, shardings = spread(state, devices)
+    target = jax.tree.map(
+      lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
+      state,
+      shardings,
+    )
+    restored = checkpointer.restore(tmp_path / "state", target)
+  assert isinstance(restored[1][-1], rvsm_jax.RVSMState)
+  for leaf in jax.tree.leaves(restored):
+    assert len(leaf.sharding.device_set) == devices
+  chex.assert_trees_all_equal(
+    jax.tree.map(np.asarray, restored), jax.tree.map(np.asarray, state)
+  )
+  # And it trains on, as on the devices it was saved from.
+  on, there = step(restored), step(state)
+  sparse = [
+    rvsm_jax.sparse_params(opt_state, params) for params, opt_state in (on, there)
+  ]
+  for got, want in zip(*map(jax.tree.leaves, sparse), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  assert 0.1 < rvsm_jax.sparsity(sparse[0]["hidden"]["w"]) < 0.9

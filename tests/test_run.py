@@ -1,8 +1,12 @@
 """Run directories, checkpoints and the epoch loop that the experiments share."""
 
 import dataclasses
+import errno
 import json
 import math
+import multiprocessing
+import os
+import pathlib
 import shutil
 
 import jax
@@ -151,12 +155,169 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     _run.Run(tmp_path, Settings(rate=0.2))
 
 
+@dataclasses.dataclass(frozen=True)
+class Nested:
+  settings: Settings = Settings()
+  names: tuple[str, ...] = ("a", "b")
+
+
+def test_a_difference_deep_in_the_configuration_is_shown_alone(tmp_path):
+  with _run.Run(tmp_path, Nested()):
+    pass
+  with pytest.raises(_run.ConfigMismatchError) as raised:
+    _run.Run(tmp_path, Nested(Settings(rate=0.2)))
+  assert "\n  settings.rate: there 0.1, now 0.2\nPass" in str(raised.value)
+
+
+def _hold(directory, opened, end):
+  with _run.Run(directory, Settings()):
+    opened.set()
+    end.wait()
+
+
+def test_a_directory_in_use_is_refused_and_free_after_a_kill(tmp_path, monkeypatch):
+  monkeypatch.setattr(_run, "_LOCK_SECONDS", 0.1)
+  context = multiprocessing.get_context("spawn")
+  opened, end = context.Event(), context.Event()
+  other = context.Process(target=_hold, args=(tmp_path, opened, end))
+  other.start()
+  assert opened.wait(240)
+  message = rf"{tmp_path} is in use by process {other.pid}: wait"
+  with pytest.raises(_run.RunInUseError, match=message):
+    _run.Run(tmp_path, Settings())
+  other.kill()
+  other.join()
+  with _run.Run(tmp_path, Settings()):
+    assert (tmp_path / "process").read_text() == str(os.getpid())
+
+
+def test_one_that_is_refused_leaves_the_directory_free(tmp_path, monkeypatch):
+  monkeypatch.setattr(_run, "_LOCK_SECONDS", 0.1)
+  with _run.Run(tmp_path, Settings()):
+    pass
+  with pytest.raises(_run.ConfigMismatchError) as raised:
+    _run.Run(tmp_path, Settings(rate=0.2))
+  assert raised.tb is not None  # which would keep a lock alive
+  with _run.Run(tmp_path, Settings()), pytest.raises(_run.RunInUseError):
+    _run.Run(tmp_path, Settings())
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+  left = tmp_path / "result.json.1.partial"
+  left.write_text('{"half')
+  with _run.Run(tmp_path, Settings()) as run:
+    assert not left.exists()
+    assert run.result() is None
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   with (
     _run.Run(tmp_path, Settings()) as run,
     pytest.raises(FloatingPointError, match="lower the learning rate"),
   ):
     _fit(run, rate=1e30)
+  assert not (tmp_path / "result.json").exists()
+
+
+def test_a_checkpoint_is_always_finite(tmp_path):
+  with _run.Run(tmp_path, Settings()) as run:
+    with pytest.raises(FloatingPointError, match=rf"{tmp_path}, epoch 1, loss inf"):
+      _fit(run, rate=1e15)
+    tx = optax.sgd(1e15, momentum=0.9)
+    state, _ = run.restore(_run.TrainState.create(jnp.array(2.0), tx))
+  assert jnp.isfinite(state.params)
+
+
+def test_require_finite_counts_what_is_not():
+  numbers = {"a": jnp.array([1.0, jnp.nan, -jnp.inf]), "b": (2, None), "c": math.nan}
+  with pytest.raises(FloatingPointError, match="u: 3 numbers are not finite"):
+    _run.require_finite(numbers, "u")
+  _run.require_finite({"a": jnp.ones(3, jnp.bfloat16), "b": 1, "c": ()}, "u")
+
+
+# --- full disks ---
+
+
+class Full:
+  """Makes every write into a directory fail as on a full disk, until it is freed."""
+
+  def __init__(self, directory, monkeypatch):
+    self.full = False
+    self._opened = pathlib.Path.open
+
+    def open_unless_full(path, mode="r", *args, **kwargs):
+      if self.full and "w" in mode and directory in path.parents:
+        path.touch()  # A name takes no block: it is the content that fails.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      return self._opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(pathlib.Path, "open", open_unless_full)
+
+
+def test_a_full_disk_keeps_what_was_written_before(tmp_path, monkeypatch):
+  disk, file = Full(tmp_path, monkeypatch), tmp_path / "result.json"
+  _run.write_json(file, {"before": 1})
+  disk.full = True
+  with pytest.raises(OSError, match=rf"No space left on device: '{file}'") as raised:
+    _run.write_json(file, {"after": 2})
+  assert raised.value.errno == errno.ENOSPC
+  assert json.loads(file.read_text()) == {"before": 1}
+  assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_run_goes_on_once_a_full_disk_is_freed(tmp_path, monkeypatch, capsys):
+  _, record = _undisturbed(tmp_path / "whole")
+  directory = tmp_path / "run"
+  with _run.Run(directory, Settings()) as run, pytest.raises(KilledError):
+    _fit(run, die_at=5)
+  with _run.Run(directory, Settings()) as run:
+    save = run._manager.save
+
+    def fail(step, args):
+      (directory / "checkpoints" / f"{step}.orbax-checkpoint-tmp").mkdir()
+      raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(run._manager, "save", fail)
+    with pytest.raises(OSError, match=rf"step 6 .* written to {directory}, where"):
+      _fit(run)
+    monkeypatch.setattr(run._manager, "save", save)
+  assert "Resumed from step 5" in capsys.readouterr().out
+  with _run.Run(directory, Settings()) as run:
+    _, again = _fit(run)
+  assert "Resumed from step 5" in capsys.readouterr().out
+  assert again.epochs == record.epochs
+  assert not list(directory.rglob("*tmp*"))
+
+
+@pytest.mark.skipif(
+  not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("mount"),
+  reason="only root can make a small file system",
+)
+def test_a_disk_that_is_full_in_truth(tmp_path):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  if os.system(f"mount -t tmpfs -o size=1m tmpfs '{disk}' 2>/dev/null"):
+    pytest.skip("cannot mount")
+  try:
+    tx = optax.sgd(0.1)
+    key = jax.random.key(0)
+
+    def state(step, size):
+      created = _run.TrainState.create(jax.random.normal(key, (size,)), tx)
+      return created._replace(step=jnp.int32(step))
+
+    with _run.Run(disk / "run", Settings()) as run:
+      run.save(state(1, 1000), _run.Record([], 0.0))
+      with pytest.raises(OSError, match="step 2 could not be written"):
+        run.save(state(2, 500_000), _run.Record([], 0.0))
+    with _run.Run(disk / "run", Settings()) as run:
+      restored, _ = run.restore(state(0, 1000))
+      assert int(restored.step) == 1
+      np.testing.assert_array_equal(restored.params, state(1, 1000).params)
+      run.save(state(2, 1000), _run.Record([], 0.0))
+    assert _checkpoints(disk / "run") == [1, 2]
+  finally:
+    os.system(f"umount '{disk}'")
 
 
 def test_json_has_no_nan_and_no_partial_file(tmp_path):

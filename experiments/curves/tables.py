@@ -126,10 +126,9 @@ def train_row(
 ) -> dict[str, Any]:
   """Trains a row, unless its result is there, and writes the result."""
   file = results / f"{config.name}.json"
-  if file.exists():
-    result = json.loads(file.read_text())
-    if configs.complete(result["config"]) == configs.plain(config):
-      return result
+  result = train.stored(file, config)
+  if result is not None:
+    return result
   with _run.Run(runs / config.name, config) as run:
     result = train.train(config, run, data_dir)
   _run.write_json(file, result)
