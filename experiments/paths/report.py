@@ -46,7 +46,7 @@ def markdown(result: dict[str, Any]) -> str:
     "way",
     "epochs",
     "seconds, first path",
-    "of them in one more path",
+    "seconds, one more path",
     "first path, to that of each point compiled",
     "one more path, to the loop",
   ]
