@@ -71,23 +71,31 @@ def _prox(
 
   def prox(x: ArrayLike, step: ArrayLike) -> jax.Array:
     x = _validate.float_array("x", x)
-    _validate.check_nonnegative("step", step)
-    z = x.astype(_validate.compute_dtype(x.dtype))
-    step = jnp.asarray(step).astype(z.dtype)
-    if step.ndim and scalar_for:
-      raise ValueError(
-        f"step must be a scalar for {scalar_for}, got shape {step.shape}: it has no"
-        " proximal map in a diagonal metric, such as that of proximal_adam."
-      )
-    if step.ndim and not _thresholds.is_per_entry(step, x):
-      raise ValueError(
-        f"step must be a scalar or have one value per entry of x, shape {x.shape}, got"
-        f" shape {step.shape}."
-      )
+    z, step = _checked(x, step, scalar_for)
     out = function(z, step).astype(x.dtype)
     return jnp.where((step > 0) & jnp.isfinite(x), out, x)
 
   return prox
+
+
+def _checked(
+  x: jax.Array, step: ArrayLike, scalar_for: str = ""
+) -> tuple[jax.Array, jax.Array]:
+  """x and the step in float32 or better; see `_prox`."""
+  _validate.check_nonnegative("step", step)
+  z = x.astype(_validate.compute_dtype(x.dtype))
+  step = jnp.asarray(step).astype(z.dtype)
+  if step.ndim and scalar_for:
+    raise ValueError(
+      f"step must be a scalar for {scalar_for}, got shape {step.shape}: it has no"
+      " proximal map in a diagonal metric, such as that of proximal_adam."
+    )
+  if step.ndim and not _thresholds.is_per_entry(step, x):
+    raise ValueError(
+      f"step must be a scalar or have one value per entry of x, shape {x.shape}, got"
+      f" shape {step.shape}."
+    )
+  return z, step
 
 
 def _unsharded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -115,6 +123,18 @@ def _separable(
   return Penalty(_value(total), lambda x, step: prox(x, step, *hyperparams))
 
 
+def _hard(x: ArrayLike, step: ArrayLike) -> jax.Array:
+  return _thresholds.hard_threshold(x, step)
+
+
+def _soft(x: ArrayLike, step: ArrayLike) -> jax.Array:
+  return _thresholds.soft_threshold(x, step)
+
+
+# Of so few operations that a pass over memory costs more.
+CHEAP_MAPS = (_hard, _soft)
+
+
 def l0() -> Penalty:
   r"""Number of non-zero entries; its prox is the hard threshold.
 
@@ -131,9 +151,11 @@ def l0() -> Penalty:
     >>> print(rvsm_jax.l0().value(x), rvsm_jax.l0().prox(x, 0.5))
     2.0 [-2.  0.  0.]
   """
-  return _separable(
-    lambda x: jnp.where(x == 0, 0, jnp.ones_like(x)), _thresholds.hard_threshold
-  )
+
+  def value(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(x == 0, 0, jnp.ones_like(x)))
+
+  return Penalty(_value(value), _hard)
 
 
 def l1() -> Penalty:
@@ -152,7 +174,7 @@ def l1() -> Penalty:
     >>> print(rvsm_jax.l1().value(x), rvsm_jax.l1().prox(x, 1.0))
     2.5 [-1.  0.]
   """
-  return _separable(_abs, _thresholds.soft_threshold)
+  return Penalty(_value(lambda x: jnp.sum(_abs(x))), _soft)
 
 
 def transformed_l1(a: ArrayLike = 1.0) -> Penalty:
@@ -319,8 +341,10 @@ def log_penalty(gamma: ArrayLike) -> Penalty:
   """
   _validate.check_positive("gamma", gamma)
 
+  @_thresholds.elementwise
   @_thresholds.implicit_derivative(lambda u, g: g / ((1 + g * u) * jnp.log1p(g)))
-  def solve(x: jax.Array, step: jax.Array, g: jax.Array) -> jax.Array:
+  def prox(z: jax.Array, step: jax.Array, g: jax.Array) -> jax.Array:
+    x = jnp.abs(z)
     # With v = 1/gamma + u the optimality condition is v^2 - (x + 1/gamma) v +
     # kappa = 0; the larger root is the local minimiser.
     shift = 1 / g
@@ -333,11 +357,7 @@ def log_penalty(gamma: ArrayLike) -> Penalty:
     w = g * u
     better = jnp.log1p(w) - w / (1 + w) < u * (u / jnp.where(kappa > 0, kappa, 1)) / 2
     inside = jnp.where(convex, x > kappa * g, better & (4 * kappa <= total * total))
-    return jnp.where(step > 0, jnp.where(inside, u, 0), x)
-
-  @_thresholds.elementwise
-  def prox(x: jax.Array, step: jax.Array, g: jax.Array) -> jax.Array:
-    return _thresholds.signed(solve(_abs(x), step, g), x)
+    return jnp.where(step > 0, _thresholds.signed(jnp.where(inside, u, 0), z), z)
 
   return _separable(lambda x, g: jnp.log1p(g * _abs(x)) / jnp.log1p(g), prox, gamma)
 
@@ -411,29 +431,34 @@ def lp(p: float) -> Penalty:
     q = jnp.where(active, step, 0) / z / jnp.sqrt(z)
     k = jnp.ones_like(q)
     for _ in range(6):
-      k = (2 * k * k * k - q / 2) / (3 * k * k - 1)
+      k = k - (k * (k * k - 1) + q / 2) / (3 * k * k - 1)
     return jnp.where(active, x - x * (q / (2 * k)), 0)
 
   def two_thirds(x: jax.Array, step: jax.Array) -> jax.Array:
-    # u = v^3 with v^4 - x v + c = 0, v in [(x/2)^(1/3), x^(1/3)].
+    # u = x k^3 with k^4 - k + q = 0, k in [(1/2)^(1/3), 1].
     c = 2 * step / 3
     cutoff = 2 * jnp.sqrt(c) * jnp.sqrt(jnp.sqrt(c))
     active = x > cutoff
     z = jnp.where(active, x, 1)
-    c = jnp.where(active, c, 0)
-    v = jnp.cbrt(z)
+    # The cube root by operations of which XLA makes vectors on CPU.
+    root = jnp.exp(jnp.log(z) / 3)
+    root = root - (root - z / (root * root)) / 3
+    q = jnp.where(active, c, 0) / z / root
+    k = jnp.ones_like(q)
     for _ in range(7):
-      v = (3 * v - c / v / v / v) / (4 - z / v / v / v)
-    return jnp.where(active, x - c / v, 0)
+      k = k - (k * (k * k * k - 1) + q) / (4 * k * k * k - 1)
+    return jnp.where(active, x - x * (q / k), 0)
 
   power = 0.5 if p == 0.5 else 2 / 3
-  solve = _thresholds.implicit_derivative(lambda u: power * u ** (power - 1))(
-    half if p == 0.5 else two_thirds
-  )
+  solve = half if p == 0.5 else two_thirds
+
+  @_thresholds.implicit_derivative(lambda u: power * u ** (power - 1))
+  def odd(x: jax.Array, step: jax.Array) -> jax.Array:
+    return _thresholds.signed(solve(jnp.abs(x), step), x)
 
   @_thresholds.elementwise
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
-    return jnp.where(step > 0, _thresholds.signed(solve(_abs(x), step), x), x)
+    return jnp.where(step > 0, odd(x, step), x)
 
   def value(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 0, jnp.where(x == 0, 1, _abs(x)) ** power)
@@ -726,11 +751,13 @@ def _then_group(first: Penalty, mu: ArrayLike, groups: _thresholds.Groups) -> Pe
     m = jnp.asarray(mu).astype(x.dtype)
     return m * first.value(x) + (1 - m) * second.value(x)
 
-  def prox(x: jax.Array, step: jax.Array) -> jax.Array:
-    m = jnp.asarray(mu).astype(x.dtype)
-    return second.prox(first.prox(x, step * m), step * (1 - m))
+  def prox(x: ArrayLike, step: ArrayLike) -> jax.Array:
+    x = _validate.float_array("x", x)
+    z, step = _checked(x, step)
+    m = jnp.asarray(mu).astype(z.dtype)
+    return second.prox(first.prox(z, step * m), step * (1 - m)).astype(x.dtype)
 
-  return Penalty(_value(value), _prox(prox))
+  return Penalty(_value(value), prox)
 
 
 def _flat_groups(

@@ -70,6 +70,18 @@ def proximal(
     without a zero. :func:`proximal_adam` takes the step in Adam's metric.
 
   .. note::
+    Updates are differences, :math:`w_{t+1} - w_t`, so that the old weights have to be
+    kept until group norms of the new ones are known, in temporary memory of their
+    size. Where that matters, leave the map out of the chain and take it after
+    `optax.apply_updates`, which needs none::
+
+      params = optax.apply_updates(params, updates)
+      selected = rvsm_jax.kernels(params)
+      params = jax.tree.map(
+        lambda w, pick: penalty.prox(w, eta * lam) if pick else w, params, selected
+      )
+
+  .. note::
     Wrap `optax.MultiSteps` around the whole chain: chained after a `MultiSteps`, the
     proximal step would be taken at every mini-step. Weights that are averaged after
     it (`optax.ema`, schedule-free) are not sparse: average first, or take

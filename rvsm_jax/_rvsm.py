@@ -154,6 +154,8 @@ def rvsm(
   if u_dtype is not None and not jnp.issubdtype(u_dtype, jnp.floating):
     raise TypeError(f"u_dtype must be a floating point dtype or None, got {u_dtype!r}.")
 
+  repeats = penalty.prox in _penalties.CHEAP_MAPS
+
   def split(w: jax.Array, count: jax.Array) -> jax.Array:
     weight, stiffness = lam(count), beta(count)
     # Schedules may both start at zero: no penalty, whatever the stiffness.
@@ -181,8 +183,11 @@ def rvsm(
     _masks.require_params("rvsm", params)
     rate = learning_rate(state.count) * beta(state.count)
 
+    # It costs less to repeat the cheapest maps than to read u from memory.
+    repeated = state.u is None or (repeats and ordering == "gauss_seidel")
+
     def pull(w: jax.Array, d: jax.Array | None, u: jax.Array) -> jax.Array | None:
-      return pulled(w, d, split(w, state.count) if state.u is None else u, rate)
+      return pulled(w, d, split(w, state.count) if repeated else u, rate)
 
     u = params if state.u is None else state.u
     updates = _masks.map_selected(pull, _masks.keep, mask, params, updates, u)
@@ -192,7 +197,14 @@ def rvsm(
     if not carry_u:
       return updates, RVSMState(count, None)
     new = params if ordering == "jacobi" else moved(params, updates)
-    u = _masks.map_selected(lambda w: split(w, count), _masks.drop, mask, new)
+
+    def renewed(w: jax.Array, old: jax.Array) -> jax.Array:
+      # The condition is never false, but u in it makes XLA write over the donated u.
+      return (
+        jnp.where(count >= 0, split(w, count), old) if repeated else split(w, count)
+      )
+
+    u = _masks.map_selected(renewed, _masks.drop, mask, new, state.u)
     return updates, RVSMState(count, u)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -24,11 +24,10 @@ from rvsm_jax import _validate
 Groups = str | Sequence[int]
 
 
-def elementwise(prox: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def in_one_precision(prox: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Lets `prox(x, gamma, *hyperparams)` see arrays of one precision only.
 
-  `prox` computes in float32 or better, for finite x; the wrapper checks shapes,
-  casts back, and passes non-finite entries through.
+  `prox` computes in float32 or better; the wrapper checks shapes and casts back.
   """
 
   @functools.wraps(prox)
@@ -43,8 +42,18 @@ def elementwise(prox: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
           f"A step or hyperparameter of shape {arg.shape} does not broadcast to"
           f" x of shape {x.shape}: pass a scalar, or one value per entry of x."
         )
-    out = prox(x.astype(dtype), *args)
-    return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
+    return prox(x.astype(dtype), *args).astype(x.dtype)
+
+  return wrapper
+
+
+def elementwise(prox: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`in_one_precision` of a `prox` for finite x; other entries pass through."""
+
+  @in_one_precision
+  @functools.wraps(prox)
+  def wrapper(x: jax.Array, *args: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), prox(x, *args), x)
 
   return wrapper
 
@@ -56,7 +65,7 @@ def magnitude(x: jax.Array) -> jax.Array:
 
 def signed(size: jax.Array, x: jax.Array) -> jax.Array:
   """`size >= 0` with the sign of `x`; zeros are +0."""
-  return jnp.where(size > 0, jnp.sign(x) * size, 0)
+  return jnp.where(size > 0, jnp.where(x < 0, -size, size), 0)
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -70,7 +79,7 @@ def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def implicit_derivative(
   penalty_slope: Callable[..., jax.Array],
 ) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
-  r"""Derivative of a proximal map of magnitudes from its optimality condition.
+  r"""Derivative of an odd proximal map from its optimality condition.
 
   Where the solution :math:`u > 0`, it solves
   :math:`u - x + \gamma \rho'(u; \theta) = 0`, so that
@@ -92,8 +101,8 @@ def implicit_derivative(
     def solver_jvp(primals: tuple, tangents: tuple) -> tuple:
       gamma, *theta = primals[1:]
       u = solver(*primals)
-      active = u > 0
-      point = jnp.where(active, u, 1)
+      active = u != 0
+      point = jnp.where(active, jnp.abs(u), 1)
 
       def pull(point: jax.Array, gamma: jax.Array, *theta: jax.Array) -> jax.Array:
         return gamma * penalty_slope(point, *theta)
@@ -106,6 +115,7 @@ def implicit_derivative(
       # At a step of zero it is 1, also where the slope of the penalty overflows.
       slope = jnp.where(gamma > 0, slope, 0)
       curvature = jnp.maximum(1 + slope, jnp.finfo(u.dtype).eps)
+      change = jnp.where(u < 0, -change, change)
       return u, jnp.where(active, (tangents[0] - change) / curvature, 0)
 
     return solver
@@ -113,7 +123,7 @@ def implicit_derivative(
   return decorate
 
 
-@elementwise
+@in_one_precision
 def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
   r"""Proximal map of the l0 penalty: keeps entries above :math:`\sqrt{2\gamma}`.
 
@@ -140,7 +150,7 @@ def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
   return jnp.where((jnp.abs(x) <= jnp.sqrt(2 * gamma)) & (gamma > 0), 0, x)
 
 
-@elementwise
+@in_one_precision
 def soft_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
   r"""Proximal map of the l1 penalty.
 
@@ -184,6 +194,15 @@ def _tl1_coefficients(degree: int) -> tuple[float, ...]:
   return tuple(np.polynomial.chebyshev.cheb2poly(coefficients).tolist())
 
 
+def _polynomial(coefficients: Sequence[Any], x: jax.Array) -> Any:
+  """The polynomial by Estrin's scheme, whose steps wait less for each other."""
+  if len(coefficients) == 1:
+    return coefficients[0]
+  even, odd = coefficients[::2], coefficients[1::2]
+  terms = [low + high * x for low, high in zip(even, odd, strict=False)]
+  return _polynomial([*terms, *even[len(odd) :]], x * x)
+
+
 def _two_product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The product, and its rounding error (Dekker 1971, split on the bits)."""
   low_bits = -(jnp.finfo(x.dtype).nmant // -2)
@@ -217,10 +236,8 @@ def transformed_l1_cutoff(gamma: jax.Array, a: jax.Array) -> jax.Array:
   return jnp.where(convex, gamma + gamma / a, (root - a / 2) + root_error)
 
 
-def _distance_from_double_root(
-  x: jax.Array, gamma: jax.Array, a: jax.Array
-) -> jax.Array:
-  r"""The difference a + x - k, for :math:`k^3 = \tfrac{27}{4} \gamma a (a + 1)`.
+def _double_root(gamma: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  r"""The number :math:`k = (\tfrac{27}{4} \gamma a (a + 1))^{1/3}`, and its error.
 
   At x = k - a the two stationary points of TL1's proximal problem coincide, and its
   map has a vertical slope: what is lost to rounding here is multiplied there.
@@ -235,30 +252,32 @@ def _distance_from_double_root(
   j_error = (cube / 4 - third) - (third_error + square_error * j) + cube_error / 4
   j_error = jnp.where(j > 0, j_error / (3 * square), 0)
   k, k_error = _two_product(jnp.full_like(j, 3), j)
-  return ((a - k) + x) - (k_error + 3 * j_error)
+  return k, k_error + 3 * j_error
 
 
+@in_one_precision
 @implicit_derivative(lambda u, a: (a / (a + u)) * ((a + 1) / (a + u)))
 def _transformed_l1(x: jax.Array, gamma: jax.Array, a: jax.Array) -> jax.Array:
-  """Proximal map of transformed l1 for x >= 0."""
-  m = a + x
-  slope = (a / m) * ((a + 1) / m)
-  sine = 6.75 * (gamma / m) * slope  # sin(theta)^2
-  # 1 - (k/m)^3 without cancellation, for the distance d = m - k.
-  d = _distance_from_double_root(x, gamma, a) / m
-  cosine = jnp.where(sine < 0.5, 1 - sine, d * (3 - d * (3 - d)))
+  size = jnp.abs(x)
+  k, k_error = _double_root(gamma, a)
+  # XLA makes one loop of this, without temporary arrays, only as long as what it
+  # takes for expensive, a division or a root, is used once: hence not k / (a + size).
+  t = k * (1 / (a + size))  # sin(theta)^2 is t^3.
+  # 1 - t without cancellation, and cos(theta)^2 = 1 - t^3.
+  inverse = jnp.where(k > 0, 1 / k, 0)
+  rest = (((a - k) + size) - k_error) * inverse * t
+  cosine = rest * (t * (t + 1) + 1)
   s = 2 * jnp.sqrt(jnp.where(cosine > 0, cosine, 0)) - 1
-  factor = jnp.zeros_like(s)
-  for c in reversed(_tl1_coefficients(20 if x.dtype == jnp.float64 else 10)):
-    factor = factor * s + c
+  factor = _polynomial(_tl1_coefficients(20 if x.dtype == jnp.float64 else 9), s)
   cutoff = transformed_l1_cutoff(gamma, a)
   # The shrinkage is at most the cutoff, and rounding must not make it more.
-  shrinkage = jnp.minimum(gamma * slope * factor, cutoff)
-  return jnp.where((x <= cutoff) & (gamma > 0), 0, x - shrinkage)
+  scale = gamma * (a * inverse) * ((a + 1) * inverse)
+  shrinkage = jnp.minimum(t * t * scale * factor, cutoff)
+  kept = jnp.where(x < 0, x + shrinkage, x - shrinkage)
+  return jnp.where((size <= cutoff) & (gamma > 0), 0, kept)
 
 
-@elementwise
-def transformed_l1_threshold(x: jax.Array, gamma: jax.Array, a: jax.Array) -> jax.Array:
+def transformed_l1_threshold(x: ArrayLike, gamma: ArrayLike, a: ArrayLike) -> jax.Array:
   r"""Proximal map of the transformed l1 penalty, in closed form.
 
   .. math::
@@ -291,7 +310,7 @@ def transformed_l1_threshold(x: jax.Array, gamma: jax.Array, a: jax.Array) -> ja
     [-1.8793852  0.         1.313099 ]
   """
   _validate.check_positive("a", a)
-  return signed(_transformed_l1(magnitude(x), gamma, a), x)
+  return _transformed_l1(x, gamma, a)
 
 
 def group_axes(x: jax.Array, groups: Groups) -> tuple[int, ...]:
@@ -434,18 +453,31 @@ def is_per_entry(step: jax.Array, x: jax.Array) -> bool:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def shrink_groups(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """Moves the norm of each group by -gamma, at most to 0; gamma may be negative."""
-  return x * _kept_share(group_norm(x, axes), gamma)
+  return x * _group_share(x, gamma, axes)
 
 
 @shrink_groups.defjvp
 def _shrink_groups_jvp(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
   x, gamma = primals
   dx, dgamma = tangents
+  # By the norm, whose own derivative is right at zero, for derivatives of this one.
   norm = group_norm(x, axes)
   share, unit = _kept_share(norm, gamma), _unit(x, norm)
   along = jnp.sum(unit * dx, axis=axes, keepdims=True)
   turned = share * dx + unit * ((1 - share) * along - dgamma)
-  return x * share, jnp.where(share != 0, turned, 0)
+  return shrink_groups(x, gamma, axes), jnp.where(share != 0, turned, 0)
+
+
+def _group_share(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The factor of each group by which its norm moves by -gamma, at least 0.
+
+  The norms are taken in units of gamma, so that no pass for a scale is needed: what
+  overflows has a share of 1, and what vanishes one of 0, to rounding.
+  """
+  tiny = jnp.finfo(x.dtype).tiny
+  scale = 1 / jnp.clip(jnp.abs(gamma), tiny, 1 / tiny)
+  norm = jnp.sqrt(jnp.sum(jnp.square(x * scale), axis=axes, keepdims=True))
+  return _kept_share(norm, gamma * scale)
 
 
 def _kept_share(norm: jax.Array, gamma: jax.Array) -> jax.Array:

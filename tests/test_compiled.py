@@ -1,0 +1,118 @@
+"""What XLA makes of an update: one pass in place, and nothing else of its size."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import rvsm_jax
+
+SHAPE = (256, 512)
+BYTES = 4 * SHAPE[0] * SHAPE[1]
+# Small arrays, such as one number per group.
+SLACK = BYTES // 16
+
+
+def _rvsm(penalty: rvsm_jax.Penalty, carry_u: bool) -> Any:
+  return rvsm_jax.rvsm(0.1, penalty, lam=1e-3, beta=0.1, carry_u=carry_u)
+
+
+def _proximal(penalty: rvsm_jax.Penalty) -> Any:
+  return rvsm_jax.proximal(0.1, penalty, lam=1e-2)
+
+
+# The transformation, how many arrays of the size of the params it keeps, and how many
+# passes over memory it takes.
+CASES = {
+  "rvsm l0, no u": (lambda: _rvsm(rvsm_jax.l0(), False), 0, 1),
+  "rvsm l1, no u": (lambda: _rvsm(rvsm_jax.l1(), False), 0, 1),
+  "rvsm TL1, no u": (lambda: _rvsm(rvsm_jax.transformed_l1(), False), 0, 1),
+  "rvsm l0": (lambda: _rvsm(rvsm_jax.l0(), True), 1, 2),
+  "rvsm l1": (lambda: _rvsm(rvsm_jax.l1(), True), 1, 2),
+  "rvsm TL1": (lambda: _rvsm(rvsm_jax.transformed_l1(), True), 1, 2),
+  "proximal l1": (lambda: _proximal(rvsm_jax.l1()), 0, 1),
+  "proximal TL1": (lambda: _proximal(rvsm_jax.transformed_l1()), 0, 1),
+}
+
+every = pytest.mark.parametrize("name", CASES)
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts CPU loops")
+
+
+@functools.cache
+def _compiled(name: str) -> Any:
+  tx = optax.chain(optax.sgd(0.1), CASES[name][0]())
+  params = {"kernel": jax.ShapeDtypeStruct(SHAPE, jnp.float32)}
+  state = jax.eval_shape(tx.init, params)
+
+  def step(params: Any, state: Any, grads: Any) -> Any:
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+
+
+def _entry(text: str) -> list[str]:
+  """The instructions of the entry computation."""
+  return re.search(r"^ENTRY .*?^}", text, re.DOTALL | re.MULTILINE)[0].splitlines()
+
+
+@every
+def test_no_temporary_of_the_size_of_the_params(name: str):
+  assert _compiled(name).memory_analysis().temp_size_in_bytes < SLACK
+
+
+@every
+def test_params_and_state_are_written_in_place(name: str):
+  """Whatever is donated is used again: no second copy of anything."""
+  memory = _compiled(name).memory_analysis()
+  arrays = 1 + CASES[name][1]
+  assert arrays * BYTES <= memory.alias_size_in_bytes < arrays * BYTES + SLACK
+  assert memory.output_size_in_bytes < arrays * BYTES + SLACK
+
+
+@every
+def test_no_copies_and_no_double_precision(name: str):
+  text = _compiled(name).as_text()
+  assert not re.search(r"\bcopy(-start)?\(", text)
+  assert "f64[" not in text
+
+
+@on_cpu
+@every
+def test_passes_over_memory(name: str):
+  """Instructions of the size of the params that are not parameters."""
+  size = ",".join(map(str, SHAPE))
+  made = [
+    line for line in _entry(_compiled(name).as_text()) if f"= f32[{size}]" in line
+  ]
+  passes = [line for line in made if " parameter(" not in line]
+  assert len(passes) == CASES[name][2]
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["group_lasso", "integrated_tl1"])
+def test_groups_take_one_array_besides(name: str):
+  """The norms are needed before the first weight can be written."""
+  hyper = {"a": 1.0, "mu": 0.5} if name == "integrated_tl1" else {}
+  prox = getattr(rvsm_jax, name)(**hyper).prox
+
+  def step(params: jax.Array, grads: jax.Array) -> jax.Array:
+    return prox(params - 0.1 * grads, 1e-3)
+
+  x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+  compiled = jax.jit(step, donate_argnums=0).lower(x, x).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < SLACK
+
+  tx = optax.chain(optax.sgd(0.1), _proximal(getattr(rvsm_jax, name)(**hyper)))
+  state = jax.eval_shape(tx.init, x)
+
+  def update(params: Any, state: Any, grads: Any) -> Any:
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  compiled = jax.jit(update, donate_argnums=(0, 1)).lower(x, state, x).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * BYTES + SLACK
