@@ -14,8 +14,8 @@ def markdown(result: dict[str, Any]) -> str:
     f" {hardware['cores']} cores; {', '.join(hardware['devices'])}), JAX"
     f" {result['versions']['jax']}, revision {result['git_revision']}. Medians over"
     f" {config['pairs']} pairs of neighbouring calls, {config['step_pairs']} of"
-    f" training steps, {config['clock']} time, all as ratios to plain `optax.sgd` in the same"
-    " process.",
+    f" training steps, {config['clock']} time, all as ratios to plain `optax.sgd` in"
+    " the same process.",
     "A bandwidth column above 100% is possible: the least bytes are counted as if"
     " nothing stayed in a cache, and so are those of the axpy, `x - c y` in place.",
   ]
