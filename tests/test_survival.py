@@ -1,7 +1,6 @@
 """Trainings that are killed at random moments end as if they had not been."""
 
 import dataclasses
-import json
 import multiprocessing
 import pathlib
 import subprocess
