@@ -172,8 +172,8 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
   rows = -(-len(results) // columns)
   with _plots.figure(path, rows, columns, width=4.3, height=3.2) as axes:
     panels = axes.ravel()
-    for unused in panels[len(results) :]:
-      unused.set_axis_off()
+    for panel in panels[len(results) :]:
+      panel.set_axis_off()
     for panel, (name, result) in zip(panels, results.items(), strict=False):
       updates = result["data"]["train"] // result["problem"]["batch_size"]
       top = 0.0
@@ -190,7 +190,12 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
       _plots.percent_axis(panel)
     for panel in axes[:, 0]:
       panel.set_ylabel("test accuracy")
-    panels[len(results) - 1].legend(**_BESIDE)
+    last, unused = panels[len(results) - 1], panels[len(results) :]
+    if len(unused):
+      lines = last.get_legend_handles_labels()
+      unused[0].legend(*lines, fontsize=8, loc="center left")
+    else:
+      last.legend(**_BESIDE)
 
 
 def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
