@@ -231,8 +231,7 @@ def _share_of_zeros(
 ) -> jax.Array:
   """The zeros of the sparse network, over the leaves that the mask selects."""
   picked = jax.tree.leaves(_masks.selected(mask, params))
-  is_carrier = _sparse_params._is_carrier
-  if any(map(is_carrier, jax.tree.leaves(state, is_leaf=is_carrier))):
+  if _sparse_params.carriers(state):
     params = _sparse_params.sparse_params(state, params)
   leaves = jax.tree.leaves(params)
   return _metrics.sparsity([x for x, p in zip(leaves, picked, strict=True) if p])

@@ -35,11 +35,7 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
     >>> print(rvsm_jax.sparse_params(tx.init(params), params)["kernel"])
     [[2. 0.]]
   """
-  states = [
-    state
-    for state in jax.tree.leaves(opt_state, is_leaf=_is_carrier)
-    if _is_carrier(state)
-  ]
+  states = carriers(opt_state)
   if not states:
     raise ValueError(
       f"opt_state carries no auxiliary weights: found no RVSMState or ADMMState in a"
@@ -82,5 +78,11 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
   return out
 
 
-def _is_carrier(node: Any) -> bool:
-  return isinstance(node, _CARRIERS)
+def carriers(opt_state: optax.OptState) -> list[Any]:
+  """The states of :func:`rvsm` and :func:`admm` within `opt_state`."""
+
+  def is_carrier(node: Any) -> bool:
+    return isinstance(node, _CARRIERS)
+
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_carrier)
+  return [node for node in nodes if is_carrier(node)]

@@ -182,6 +182,7 @@ class Trainer:
     self.config = config
     self.steps = steps
     self.graph, params = self.initial(0)
+    self.plain, _ = self.initial(0, fused=False)
     self.whole = jax.jit(self._whole)
     self.whole_grid = jax.jit(jax.vmap(self._whole, (0, 0, None, None, None)))
     self.step = jax.jit(self._update, donate_argnums=0)
@@ -348,9 +349,8 @@ class Trainer:
   def flops(self, params: Any) -> float:
     """The FLOP ratio: see `rvsm_jax.flop_ratio`."""
     image = jax.ShapeDtypeStruct((1, *self.config.problem.shape), jnp.float32)
-    graph, _ = self.initial(0, fused=False)
     return rvsm_jax.flop_ratio(
-      lambda params, x: nnx.merge(graph, params)(x), params, image
+      lambda params, x: nnx.merge(self.plain, params)(x), params, image
     )
 
   def measured(self, point: Point, params: Any, history: dict) -> dict[str, Any]:
