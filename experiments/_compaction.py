@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import itertools
+import json
 import pathlib
 import time
 from typing import Any, TypeVar
@@ -328,17 +329,21 @@ def kill(chain: Sequence[Callable], share: float, seed: int) -> None:
     fill(following.kernel, kernel)
 
 
-def train(steps: int = 3000, lam: float = 5e-3) -> tuple[nnx.Sequential, jax.Array]:
-  """A perceptron that group lasso rids of units on DIGITS, and the test examples."""
-  x, y = (jnp.asarray(array) for array in tabular.load("digits", "train"))
+def perceptron(inputs: int, hidden: int) -> nnx.Sequential:
+  """Two hidden layers of ReLU units, and 10 outputs."""
   rngs = nnx.Rngs(0)
-  model = nnx.Sequential(
-    nnx.Linear(64, 1024, rngs=rngs),
+  return nnx.Sequential(
+    nnx.Linear(inputs, hidden, rngs=rngs),
     nnx.relu,
-    nnx.Linear(1024, 1024, rngs=rngs),
+    nnx.Linear(hidden, hidden, rngs=rngs),
     nnx.relu,
-    nnx.Linear(1024, 10, rngs=rngs),
+    nnx.Linear(hidden, 10, rngs=rngs),
   )
+
+
+def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
+  """Trains a perceptron on DIGITS with group lasso, which rids it of units."""
+  x, y = (jnp.asarray(array) for array in tabular.load("digits", "train"))
   tx = rvsm_jax.proximal_sgd(
     0.1, rvsm_jax.group_lasso(), lam=lam, mask=rvsm_jax.kernels
   )
@@ -355,30 +360,23 @@ def train(steps: int = 3000, lam: float = 5e-3) -> tuple[nnx.Sequential, jax.Arr
   rng = np.random.default_rng(0)
   for _ in range(steps):
     step(model, optimizer, jnp.asarray(rng.integers(0, len(x), 64)))
-  return model, jnp.asarray(tabular.load("digits", "test")[0]) / 16
 
 
 def main() -> None:
   """Measures networks with dead units."""
-  rngs = nnx.Rngs(0)
-  perceptron = nnx.Sequential(
-    nnx.Linear(784, 2048, rngs=rngs),
-    nnx.relu,
-    nnx.Linear(2048, 2048, rngs=rngs),
-    nnx.relu,
-    nnx.Linear(2048, 10, rngs=rngs),
-  )
   images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
   vectors = jax.random.normal(jax.random.key(1), (512, 784))
   vgg, resnet = (cifar.create(n, width=0.5, seed=0) for n in ("vgg16", "resnet18"))
   cases: dict[str, tuple[Any, Callable, jax.Array, float]] = {
-    "perceptron 784-2048-2048-10": (perceptron, sequential, vectors, 0.5),
+    "perceptron 784-2048-2048-10": (perceptron(784, 2048), sequential, vectors, 0.5),
     "VGG-16": (vgg, vgg16, images, 0.5),
     "ResNet-18": (resnet, resnet18, images, 0.9),
   }
-  trained, digits = train()
+  trained = perceptron(64, 1024)
+  train(trained)
   smaller = compact(trained, sequential)
-  labels = tabular.load("digits", "test")[1]
+  digits, labels = (jnp.asarray(array) for array in tabular.load("digits", "test"))
+  digits = digits / 16
   results = {
     "perceptron 64-1024-1024-10, trained": measure(trained, smaller, digits)
     | {
@@ -392,9 +390,17 @@ def main() -> None:
     results[name] = measure(model, compact(model, chains), inputs)
     _run.console.print(f"{name}: {results[name]}")
   folder = pathlib.Path(__file__).parent / "results" / "compaction"
-  report = {"networks": results, **_run.environment()}
-  _run.write_json(folder / "compaction.json", report)
-  _run.write_atomically(folder / "compaction.md", _page(report))
+  file = folder / "compaction.json"
+  _run.write_json(file, {"networks": results, **_run.environment()})
+  _run.announce([file, *write(folder)])
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the table of the result in a folder, and returns its path."""
+  report = json.loads((folder / "compaction.json").read_text(encoding="utf-8"))
+  file = folder / "compaction.md"
+  _run.write_atomically(file, _page(report))
+  return [file]
 
 
 def _page(report: dict[str, Any]) -> str:

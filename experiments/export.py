@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import json
 import os
 import pathlib
 import tempfile
@@ -240,6 +241,15 @@ def page(result: dict[str, Any]) -> str:
   )
 
 
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the table and the figure of the result in a folder; returns their paths."""
+  result = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+  files = [folder / name for name in ("export.md", "bcoo.png")]
+  _run.write_atomically(files[0], page(result))
+  draw(files[1], result["products"])
+  return files
+
+
 def main(
   config: Annotated[Config, tyro.conf.OmitArgPrefixes] = Config(),
   results: pathlib.Path = _RESULTS,
@@ -265,11 +275,9 @@ def main(
     "products": products(config),
     **environment,
   }
-  files = [results / name for name in ("export.json", "export.md", "bcoo.png")]
-  _run.write_json(files[0], result)
-  _run.write_atomically(files[1], page(result))
-  draw(files[2], result["products"])
-  _run.announce(files)
+  file = results / "export.json"
+  _run.write_json(file, result)
+  _run.announce([file, *write(results)])
 
 
 if __name__ == "__main__":

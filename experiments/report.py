@@ -12,7 +12,8 @@ from typing import Any
 
 import tyro
 
-from experiments import _run
+from experiments import _compaction, _run, export
+from experiments.benchmark import report as benchmark
 from experiments.cifar import report as cifar
 from experiments.convergence import report as convergence
 from experiments.curves import report as curves
@@ -22,6 +23,14 @@ from experiments.integrated import report as integrated
 from experiments.paths import report as paths
 
 _RESULTS = pathlib.Path(__file__).parent / "results"
+
+# Folders and names of results, and what writes their tables.
+MEASURED = {
+  "benchmark": benchmark,
+  "compaction": _compaction,
+  "export": export,
+  "paths": paths,
+}
 
 
 def main(
@@ -52,8 +61,9 @@ def _rebuilt(
     yield from cifar.write(folder)
   if any((results / "integrated").glob("*.json")):
     yield from integrated.write(results / "integrated")
-  if (results / "paths" / "paths.json").exists():
-    yield from paths.write(results / "paths")
+  for name, module in MEASURED.items():
+    for file in sorted((results / name).rglob(f"{name}.json")):
+      yield from module.write(file.parent)
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:

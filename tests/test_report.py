@@ -56,6 +56,19 @@ def test_tables_of_a_folder(name, module, tmp_path, monkeypatch):
     assert file.read_text(encoding="utf-8") == before
 
 
+@pytest.mark.parametrize("name", report.MEASURED)
+def test_what_was_measured(name, tmp_path, monkeypatch):
+  monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **kwargs: None)
+  shutil.copytree(RESULTS / name, tmp_path / name)
+  written = {file: file.read_text() for file in tmp_path.rglob("*.md")}
+  for file in written:
+    file.unlink()
+  for file in tmp_path.rglob(f"{name}.json"):
+    report.MEASURED[name].write(file.parent)
+  assert written
+  assert {file: file.read_text() for file in tmp_path.rglob("*.md")} == written
+
+
 def test_all_of_it_is_rebuilt_by_one_command(tmp_path, capsys):
   shutil.copytree(RESULTS / "convergence", tmp_path / "convergence")
   (tmp_path / "convergence" / "convergence.md").unlink()

@@ -82,10 +82,9 @@ def main(
     **measure(config, torch),
   }
   result["seconds"] = time.monotonic() - began
-  files = [results / "benchmark.json", results / "benchmark.md"]
-  _run.write_json(files[0], result)
-  _run.write_atomically(files[1], report.markdown(result))
-  _run.announce(files)
+  file = results / "benchmark.json"
+  _run.write_json(file, result)
+  _run.announce([file, *report.write(results)])
 
 
 def measure(config: Config, torch: bool) -> dict[str, Any]:

@@ -1,8 +1,18 @@
 """The benchmark as Markdown."""
 
+import json
+import pathlib
 from typing import Any
 
-from experiments import _tables
+from experiments import _run, _tables
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the tables of the result in a folder, and returns their path."""
+  result = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+  file = folder / "benchmark.md"
+  _run.write_atomically(file, markdown(result))
+  return [file]
 
 
 def markdown(result: dict[str, Any]) -> str:
