@@ -328,6 +328,16 @@ class TestChoice:
     ]
     assert train.choose_sparse(points) is points[expected]
 
+  @pytest.mark.parametrize(
+    ("budget", "expected"),
+    [((0.5, 0.5), 2), ((0.5, 0.15), 3), ((0.2, 0.5), 3), ((1.0, 1.0), 1)],
+  )
+  def test_most_accurate_of_those_within_both_ratios(self, budget, expected):
+    assert train.choose_within(self.POINTS, budget)["lam"] == expected
+
+  def test_no_choice_when_nothing_is_small_enough(self):
+    assert train.choose_within(self.POINTS, (0.05, 0.5)) is None
+
 
 class KilledError(Exception):
   pass
@@ -360,6 +370,12 @@ class TestCell:
     assert lams == ITL.grid
     assert [final["seed"] for final in first["finals"]] == [0, 1]
     assert [point["a"] for point in first["by_a"]] == [0.1, 1.0]
+    # Any network is small enough for this budget, and none for the next.
+    within = train.cell(*arguments, budget=(1.0, 1.0))["within"]
+    accuracies = [point["accuracy"] for point in first["points"]]
+    assert within["chosen"]["accuracy"] == max(accuracies)
+    assert [final["seed"] for final in within["finals"]] == [0, 1]
+    assert train.cell(*arguments, budget=(0.0, 0.0))["within"] is None
     other = dataclasses.replace(ITL, s=0.1)
     with pytest.raises(_run.ConfigMismatchError, match=r"s: there 0\.2, now 0\.1"):
       train.cell(other, *arguments[1:])
@@ -440,6 +456,29 @@ class TestReport:
     table = report.markdown({"sdd_subset": result("sdd_subset")})
     assert "SDD, 2,200 of its 58,509 rows" in table
     assert "a subset called sdd_subset" in table
+
+  def test_second_choice_stands_beside_the_first(self):
+    found = result(itl=(0.96, 0.5, 0.1))
+    small = result(itl=(0.98, 0.2, 0.1))["methods"]
+    for name in report.RANKED:
+      found["methods"][name]["within"] = small[name] if name == "itl" else None
+    accuracy, flops, _ = report.table_within({"pendigits": found}).splitlines()[2:5]
+    assert [cell.strip() for cell in accuracy.split("|")[3:-1]] == [
+      "0.9745±0.0013",
+      *("–" * 3),
+      "**0.9805±0.0007**",
+    ]
+    assert "0.2000±0.0000" in flops
+    first, second = report.claims({"pendigits": found}).splitlines()[-2:]
+    assert "**no**" in first
+    assert "within the paper's ratios" in second
+    assert "**yes**" in second
+
+  def test_a_part_of_a_data_set_is_named_and_not_compared(self):
+    found = result("cifar10", itl=(0.999, 0.01, 0.01))
+    found["problem"]["train_size"] = 2000
+    assert "not comparable" in report.claims({"cifar10": found})
+    assert "CIFAR-10, 2,000 training examples" in report.table_2({"cifar10": found})
 
   def test_table_2_has_both_and_marks_the_best(self):
     lines = report.table_2({"pendigits": result()}).splitlines()

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from experiments.integrated import config as configs
+
 
 class Cell(NamedTuple):
   """Means, and standard deviations over three trainings, of Table 2."""
@@ -67,3 +69,14 @@ TABLE_3 = {
   "tl1": Layer(0, 0.6125),
   "itl": Layer(12, 0.7688),
 }
+
+
+def budget(problem: configs.Problem) -> tuple[float, float] | None:
+  """FLOP and parameter ratio that the paper prints for integrated TL1.
+
+  None for a data set that the paper lacks, or of which only a part is there.
+  """
+  if problem.name not in TABLE_2 or problem.name == "sdd_subset" or problem.train_size:
+    return None
+  printed = TABLE_2[problem.name]["itl"]
+  return printed.flops[0], printed.parameters[0]

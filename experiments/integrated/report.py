@@ -99,6 +99,8 @@ def markdown(results: Results) -> str:
     "## Table 2",
     table_2(results),
     _definitions(results),
+    "## With at most the paper's FLOPs and parameters",
+    table_within(results),
     "## What of the paper is reproduced",
     claims(results),
   ]
@@ -124,7 +126,6 @@ def table_2(results: Results) -> str:
   header = ["data set", "measure", "of", *titles]
   rows = []
   for name, result in results.items():
-    title = configs.PROBLEMS[name].title
     for measure, label in MEASURES.items():
       printed = paper.TABLE_2.get(name, {})
       if printed:
@@ -132,11 +133,11 @@ def table_2(results: Results) -> str:
           method: spread_of(getattr(cell, measure)) for method, cell in printed.items()
         }
         best = _best({k: getattr(c, measure)[0] for k, c in printed.items()}, measure)
-        rows.append([title, label, "paper", *_row(cells, best)])
+        rows.append([title(result), label, "paper", *_row(cells, best)])
       found = [m for m in _COLUMNS if m in result["methods"]]
       cells = {m: spread(values(result, m, measure)) for m in found}
       best = _best({m: mean(result, m, measure) for m in found if m in RANKED}, measure)
-      rows.append([title, label, "ours", *_row(cells, best)])
+      rows.append([title(result), label, "ours", *_row(cells, best)])
   for measure, label in MEASURES.items():
     theirs = dict(zip(RANKED, paper.AVERAGE_RANKS[measure], strict=True))
     for source, averages in (
@@ -147,6 +148,52 @@ def table_2(results: Results) -> str:
       best = _best(averages, "rank")
       rows.append(["average rank", label, source, *_row(cells, best)])
   return table(header, rows)
+
+
+def table_within(results: Results) -> str:
+  """Accuracy and ratios of the points chosen within the paper's ratios."""
+  header = ["data set", "measure", "paper: integrated TL1"]
+  header += [configs.METHODS[name].title for name in RANKED]
+  rows = []
+  for name, result in results.items():
+    found = _within(result)
+    for measure, label in MEASURES.items() if found else ():
+      cells = {m: spread(values(found, m, measure)) for m in found["methods"]}
+      best = set()
+      if measure == "accuracy":
+        best = _best({m: mean(found, m, measure) for m in cells}, measure)
+      printed = spread_of(getattr(paper.TABLE_2[name]["itl"], measure))
+      ours = _row(cells, best)[: len(RANKED)]
+      rows.append([title(result), label, printed, *ours])
+  if not rows:
+    return "No data set of the paper was run in full."
+  return (
+    f"{table(header, rows)}\n\nOf the same grids, the points with the highest accuracy"
+    " on validation examples among those with neither ratio above what the paper prints"
+    " for integrated TL1; trained anew and tested as those of Table 2. –: no point of"
+    " the grid is so small. Only data sets of the paper that are here in full. This"
+    " choice was added when Table 2's, which asks for the accuracy of the dense network"
+    " first, had been seen on MNIST and Fashion-MNIST to take networks that are more"
+    " accurate and larger than the paper's."
+  )
+
+
+def _within(result: dict[str, Any]) -> dict[str, Any]:
+  """A result with the points chosen within the paper's ratios in place of the others.
+
+  Empty if there are none.
+  """
+  found = {
+    name: one["within"] for name, one in result["methods"].items() if one.get("within")
+  }
+  return {**result, "methods": found} if found else {}
+
+
+def title(result: dict[str, Any]) -> str:
+  """The name of a data set, and how much of it was used."""
+  size = result["problem"]["train_size"]
+  part = f", {size:,} training examples" if size else ""
+  return f"{result['problem']['title']}{part}"
 
 
 def spread_of(printed: tuple[float, float]) -> str:
@@ -170,10 +217,10 @@ def _best(numbers: Mapping[str, float], measure: str) -> set[str]:
 
 def _definitions(results: Results) -> str:
   notes = "; ".join(
-    f"{configs.PROBLEMS[name].title}: {result['data']['note']}"
+    f"{title(result)}: {result['data']['note']}"
     f" ({result['data']['train']:,} for training, {result['data']['test']:,} for"
     f" testing, {len(result['seeds'])} seed(s))"
-    for name, result in results.items()
+    for result in results.values()
   )
   return (
     "Mean and standard deviation over the seeds. FLOPs: multiplications by non-zero"
@@ -212,14 +259,20 @@ def claims(results: Results) -> str:
       )
   for name, result in results.items():
     if name in paper.TABLE_2 and "itl" in result["methods"]:
-      good, text = beats(result, name)
-      verdict = "yes" if good else "no"
-      if name == "sdd_subset":
-        verdict = "not comparable, because of the subset"
-      lines.append(
-        f"- {configs.PROBLEMS[name].title}, at least the paper's numbers for"
-        f" integrated TL1: **{verdict}**; {text}."
-      )
+      within = _within(result)
+      for chosen, rule in (
+        (result, ""),
+        (within, ", chosen within the paper's ratios"),
+      ):
+        if "itl" in chosen.get("methods", ()):
+          good, text = beats(chosen, name)
+          verdict = "yes" if good else "no"
+          if name == "sdd_subset" or result["problem"]["train_size"]:
+            verdict = "not comparable, because of the subset"
+          lines.append(
+            f"- {title(result)}{rule}, at least the paper's numbers for integrated"
+            f" TL1: **{verdict}**; {text}."
+          )
   return "\n".join(lines)
 
 
@@ -285,7 +338,7 @@ def chosen(results: Results) -> str:
     "of",
   ]
   rows = []
-  for name, result in results.items():
+  for result in results.values():
     problem = result["problem"]
     hidden = sum(problem["convs"]) + sum(problem["dense"][:-1])
     for method, one in result["methods"].items():
@@ -294,7 +347,7 @@ def chosen(results: Results) -> str:
       edge = "" if min(lams) < point["lam"] < max(lams) else " (edge of the grid)"
       rows.append(
         [
-          configs.PROBLEMS[name].title,
+          title(result),
           configs.METHODS[method].title,
           f"{point['lam']:g}{edge}",
           f"{point['a']:g}" if configs.METHODS[method].has_a else "–",
@@ -309,11 +362,11 @@ def chosen(results: Results) -> str:
 def _protocol(results: Results) -> str:
   rules = next(iter(results.values()))["rules"]
   networks = []
-  for name, result in results.items():
+  for result in results.values():
     p = result["problem"]
     search = f" ({p['search_epochs']} in the search)" if p["search_epochs"] else ""
     networks.append(
-      f"- {configs.PROBLEMS[name].title}: 3x3 convolutions of"
+      f"- {title(result)}: 3x3 convolutions of"
       f" {', '.join(map(str, p['convs']))} channels, dense layers of"
       f" {', '.join(map(str, p['dense']))} units; {p['optimizer'].upper()}, learning"
       f" rate {p['learning_rate']:g} falling to zero as a cosine, batches of"

@@ -19,7 +19,7 @@ import rich.progress
 from experiments import _run
 from experiments.datasets import cifar, mnist, tabular
 from experiments.integrated import config as configs
-from experiments.integrated import models
+from experiments.integrated import models, paper
 import rvsm_jax
 
 _DIGITS = 5
@@ -427,6 +427,27 @@ def choose(
   return min(good, key=lambda point: point["flops"] + point["parameters"])
 
 
+def choose_within(
+  points: Sequence[dict[str, Any]], budget: tuple[float, float]
+) -> dict[str, Any] | None:
+  """The most accurate point of a grid with few enough multiplications and weights.
+
+  Args:
+    points: measured on validation examples.
+    budget: the largest FLOP and parameter ratio.
+
+  Returns:
+    That point, or None if there is none.
+  """
+  flops, parameters = budget
+  small = [
+    point
+    for point in points
+    if point["flops"] <= flops and point["parameters"] <= parameters
+  ]
+  return max(small, key=lambda point: point["accuracy"], default=None)
+
+
 def choose_sparse(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """The most accurate point of a grid with many zeros, for Table 3.
 
@@ -450,6 +471,7 @@ def cell(
   reference: float | None,
   directory: pathlib.Path,
   checkpoint_seconds: float = 20.0,
+  budget: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
   """Grid search and final trainings of one method on one data set.
 
@@ -462,11 +484,13 @@ def cell(
     reference: see `choose`.
     directory: for results and, during long trainings, checkpoints.
     checkpoint_seconds: see `_run.fit`.
+    budget: FLOP and parameter ratio for a second choice, see `choose_within`.
 
   Returns:
     "points" of the grid and "chosen", measured on validation examples; "finals", one
     for each seed, on the test examples; "by_a": for each a, the point that is chosen
-    among those with it. Only the last two have histories.
+    among those with it; with a budget, "within": "chosen" and "finals" of that choice,
+    or None. Only "finals" and "by_a" have histories.
 
   Raises:
     ConfigMismatchError: if the directory has results of another configuration.
@@ -474,7 +498,9 @@ def cell(
     FloatingPointError: if a training diverged.
   """
   with _run.Run(directory, config) as run:
-    return _cell(config, data, seeds, reference, run.directory, checkpoint_seconds)
+    return _cell(
+      config, data, seeds, reference, run.directory, checkpoint_seconds, budget
+    )
 
 
 def _cell(
@@ -484,6 +510,7 @@ def _cell(
   reference: float | None,
   directory: pathlib.Path,
   checkpoint_seconds: float,
+  budget: tuple[float, float] | None,
 ) -> dict[str, Any]:
   search, final = splits(config, data)
 
@@ -526,22 +553,33 @@ def _cell(
   accurate = config.method.penalty == "l2"
   best = functools.partial(choose, reference=None if accurate else reference)
   chosen = choose_sparse(points) if config.method.in_table_3_alone else best(points)
-  finals = []
-  for seed in seeds:
-    point = Point(chosen["lam"], chosen["a"], seed)
-    name = f"lam{point.lam:g}-a{point.a:g}-seed{seed}"
-    file = directory / f"{name}.json"
-    if not file.exists():
-      _run.write_json(file, trained(point, final, config.problem.epochs, name))
-      shutil.rmtree(directory / name, ignore_errors=True)
-    finals.append(json.loads(file.read_text()))
+
+  def finals(chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for seed in seeds:
+      point = Point(chosen["lam"], chosen["a"], seed)
+      name = f"lam{point.lam:g}-a{point.a:g}-seed{seed}"
+      file = directory / f"{name}.json"
+      if not file.exists():
+        _run.write_json(file, trained(point, final, config.problem.epochs, name))
+        shutil.rmtree(directory / name, ignore_errors=True)
+      out.append(json.loads(file.read_text()))
+    return out
+
   shapes = sorted({point["a"] for point in points})
-  return {
+  result: dict[str, Any] = {
     "points": [_without_history(point) for point in points],
     "chosen": _without_history(chosen),
-    "finals": finals,
+    "finals": finals(chosen),
     "by_a": [best([p for p in points if p["a"] == a]) for a in shapes],
   }
+  if budget:
+    within = choose_within(points, budget)
+    result["within"] = within and {
+      "chosen": _without_history(within),
+      "finals": finals(within),
+    }
+  return result
 
 
 def _without_history(point: dict[str, Any]) -> dict[str, Any]:
@@ -585,15 +623,20 @@ def train(
     _run.console.rule(f"{problem.title}: {method.title}")
     config = configs.Config(problem, method)
     directory = runs / problem.name / name
-    out = cell(config, data, seeds, reference, directory, checkpoint_seconds)
+    out = cell(
+      *(config, data, seeds, reference, directory, checkpoint_seconds),
+      budget=paper.budget(problem) if method.ranked else None,
+    )
     if name == "l2":
       reference = out["chosen"]["accuracy"]
     cells[name] = out
-    last = out["finals"][-1]
-    _run.console.print(
-      f"lam {last['lam']:g}, a {last['a']:g}: accuracy {last['accuracy']:.4f}, FLOPs"
-      f" {last['flops']:.4f}, parameters {last['parameters']:.4f}"
-    )
+    for choice in (out, out.get("within")):
+      if choice:
+        last = choice["finals"][-1]
+        _run.console.print(
+          f"lam {last['lam']:g}, a {last['a']:g}: accuracy {last['accuracy']:.4f},"
+          f" FLOPs {last['flops']:.4f}, parameters {last['parameters']:.4f}"
+        )
   rules = {
     field.name: getattr(config, field.name)
     for field in dataclasses.fields(config)
