@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 import itertools
 import json
 import pathlib
-import time
 from typing import Any, TypeVar
 
 from flax import nnx
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 
 from experiments import _models, _run, _tables
+from experiments.benchmark import timing
 from experiments.cifar import models as cifar
 from experiments.datasets import tabular
 import rvsm_jax
@@ -264,16 +264,15 @@ def measure(
   """
   runs = [_compiled(network) for network in (model, smaller)]
   before, after = (np.asarray(run(inputs), np.float64) for run in runs)
-  times = np.empty((repeats, 2))
-  for row in times:
-    for k, run in enumerate(runs):
-      start = time.perf_counter()
-      jax.block_until_ready(run(inputs))
-      row[k] = 1e3 * (time.perf_counter() - start)
-  medians = np.median(times, axis=0)
+
+  def until_ready(run: Callable[[jax.Array], jax.Array]) -> Callable[[], jax.Array]:
+    return lambda: jax.block_until_ready(run(inputs))
+
+  found = timing.compare(until_ready(runs[0]), until_ready(runs[1]), repeats)
   report: dict[str, Any] = {}
-  for name, network, median in zip(
-    ("before", "after"), (model, smaller), medians, strict=True
+  for name, network, seconds in (
+    ("before", model, found.base_seconds),
+    ("after", smaller, found.seconds),
   ):
     leaves = jax.tree.leaves(nnx.state(network, nnx.Param))
     report[name] = {
@@ -284,9 +283,9 @@ def measure(
       ),
       "parameters": sum(leaf.size for leaf in leaves),
       "bytes": sum(leaf.nbytes for leaf in leaves),
-      "milliseconds": float(median),
+      "milliseconds": 1e3 * seconds,
     }
-  report["speedup"] = float(medians[0] / medians[1])
+  report["speedup"] = 1 / found.ratio
   report["difference"] = float(np.max(np.abs(before - after)) / np.max(np.abs(before)))
   return report
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from experiments import _compaction, _run, export
+from experiments import _compaction, _run, export, survival
 from experiments.benchmark import report as benchmark
 from experiments.cifar import report as cifar
 from experiments.convergence import report as convergence
@@ -30,6 +30,7 @@ MEASURED = {
   "compaction": _compaction,
   "export": export,
   "paths": paths,
+  "survival": survival,
 }
 
 

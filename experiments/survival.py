@@ -239,6 +239,14 @@ def markdown(result: dict[str, Any]) -> str:
   )
 
 
+def write(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the table of the result in a directory, and returns its path."""
+  file = directory / "survival.md"
+  result = json.loads((directory / "survival.json").read_text(encoding="utf-8"))
+  _run.write_atomically(file, markdown(result))
+  return [file]
+
+
 def main(
   experiments: tuple[Name, ...] = ("curves", "integrated", "cifar", "convergence"),
   kills: tuple[int, ...] = (6, 6, 6, 2),
@@ -269,8 +277,8 @@ def main(
       # After every experiment, since all of them take long.
       result = {"seed": seed, "experiments": found, **environment}
       _run.write_json(results / "survival.json", result)
-      _run.write_atomically(results / "survival.md", markdown(result))
-  _run.announce([results / "survival.json", results / "survival.md"])
+      files = write(results)
+  _run.announce([results / "survival.json", *files])
   if any(one["differences"] for one in found.values()):
     sys.exit("A training that was killed ended otherwise than one that was not.")
 

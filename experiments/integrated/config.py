@@ -13,7 +13,6 @@ import rvsm_jax
 TOLERANCE = 0.005
 
 _SGD_LAMS = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-_MNIST_LAMS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 _PENDIGITS_LAMS = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 _ADAM_LAMS = (5e-2, 1e-1, 2e-1, 4e-1, 8e-1)
 # The norm of a neuron's weights is many times as large as one of them.
@@ -92,13 +91,13 @@ PROBLEMS = {
     ),
     Problem(
       *("mnist", "MNIST", (28, 28, 1), (16, 32), (0, 1), (128, 10)),
-      *("sgd", 0.1, 6, 64, _MNIST_LAMS),
-      shapes=SHAPES[:4],
+      *("sgd", 0.1, 6, 64, _SGD_LAMS),
+      shapes=(1e-3, 1e-2, 1.0),
     ),
     Problem(
       *("fashion_mnist", "Fashion-MNIST", (28, 28, 1), (16, 32), (0, 1), (128, 64, 10)),
-      *("sgd", 0.1, 6, 64, _MNIST_LAMS),
-      shapes=SHAPES[:4],
+      *("sgd", 0.1, 6, 64, _SGD_LAMS),
+      shapes=(1e-3, 1e-2, 1.0),
     ),
     Problem(
       *("pendigits", "PENDIGITS", (4, 4, 1), (8, 16), (), (64, 10)),
