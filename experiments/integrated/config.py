@@ -69,6 +69,7 @@ class Problem:
     """A small training and grid, which show that all works."""
     return dataclasses.replace(
       self,
+      title=f"{self.title}, reduced",
       epochs=8,
       lams=self.lams[1:4:2],
       adaptive_lams=self.adaptive_lams[1:4:2],
@@ -92,12 +93,12 @@ PROBLEMS = {
     Problem(
       *("mnist", "MNIST", (28, 28, 1), (16, 32), (0, 1), (128, 10)),
       *("sgd", 0.1, 6, 64, _SGD_LAMS),
-      shapes=(1e-3, 1e-2, 1.0),
+      shapes=(1e-3, 1e-2),
     ),
     Problem(
       *("fashion_mnist", "Fashion-MNIST", (28, 28, 1), (16, 32), (0, 1), (128, 64, 10)),
       *("sgd", 0.1, 6, 64, _SGD_LAMS),
-      shapes=(1e-3, 1e-2, 1.0),
+      shapes=(1e-3, 1e-2),
     ),
     Problem(
       *("pendigits", "PENDIGITS", (4, 4, 1), (8, 16), (), (64, 10)),
@@ -121,6 +122,17 @@ PROBLEMS["sdd_subset"] = dataclasses.replace(
   title="SDD, 2,200 of its 58,509 rows",
   epochs=40,
   batch_size=32,
+)
+# One point, between those of MNIST's grid whose networks are a little larger and much
+# smaller than the paper's; twice as long a training makes them smaller and better.
+PROBLEMS["mnist_long"] = dataclasses.replace(
+  PROBLEMS["mnist"],
+  name="mnist_long",
+  title="MNIST, 12 epochs",
+  epochs=12,
+  lams=(2.5e-3,),
+  l2_lams=(1e-5,),
+  shapes=(1e-3,),
 )
 
 

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 import numpy as np
 
 from experiments import _plots
-from experiments.integrated import config as configs
 import rvsm_jax
 
 Results = Mapping[str, dict[str, Any]]
@@ -102,7 +101,7 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
   if not several:
     return
   with _plots.figure(path, len(several), 3, width=4.0, height=2.7) as axes:
-    for panels, (name, result) in zip(axes, several.items(), strict=True):
+    for panels, result in zip(axes, several.values(), strict=True):
       methods = [m for m in _METHODS[1:] if m in result["methods"]]
       for panel, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
         for place, method in enumerate(methods):
@@ -126,14 +125,14 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
           text.replace("the same, proximal", "int. TL1,\nprox.") for text in short
         ]
         panel.set_xticks(range(len(methods)), short, fontsize=8)
-        panel.set_title(f"{configs.PROBLEMS[name].title}: {label}", fontsize=9)
+        panel.set_title(f"{result['problem']['title']}: {label}", fontsize=9)
         _plots.percent_axis(panel)
 
 
 def draw_trade_off(results: Results, path: pathlib.Path) -> None:
   """Validation accuracy against both ratios over the grid; Figure 4 of the paper."""
   with _plots.figure(path, len(results), 2, width=5.0, height=3.2) as axes:
-    for panels, (name, result) in zip(axes, results.items(), strict=True):
+    for panels, result in zip(axes, results.values(), strict=True):
       best = 0.0
       for panel, measure in zip(panels, ("flops", "parameters"), strict=True):
         for method in _METHODS:
@@ -148,7 +147,7 @@ def draw_trade_off(results: Results, path: pathlib.Path) -> None:
             linewidth=1.3,
             **_STYLES[method],
           )
-        panel.set_title(f"{configs.PROBLEMS[name].title}", fontsize=9)
+        panel.set_title(result["problem"]["title"], fontsize=9)
         panel.set(xlabel=_MEASURES[measure], ylim=(best - 0.045, best + 0.004))
         panel.set_xlim(-0.03, 1.03)
         panel.xaxis.set_major_formatter(_plots.PercentFormatter(1.0))
@@ -174,7 +173,7 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
     panels = axes.ravel()
     for panel in panels[len(results) :]:
       panel.set_axis_off()
-    for panel, (name, result) in zip(panels, results.items(), strict=False):
+    for panel, result in zip(panels, results.values(), strict=False):
       updates = result["data"]["train"] // result["problem"]["batch_size"]
       top = 0.0
       for method in _METHODS:
@@ -185,7 +184,7 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
           top = max(top, *accuracy)
           style = {"color": _STYLES[method]["color"], "linewidth": 1.3}
           panel.plot(steps, accuracy, label=_SHORT[method], **style)
-      panel.set_title(configs.PROBLEMS[name].title, fontsize=9)
+      panel.set_title(result["problem"]["title"], fontsize=9)
       panel.set(xlabel="updates", ylim=(top - 0.1, top + 0.005))
       _plots.percent_axis(panel)
     for panel in axes[:, 0]:

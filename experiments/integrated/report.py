@@ -71,11 +71,15 @@ def spread(numbers: Sequence[float]) -> str:
 
 
 def ranks(results: Results, measure: str) -> list[dict[str, float]]:
-  """The ranks of the paper's four methods, for each data set that has all of them."""
+  """The ranks of the paper's four methods, for each data set that has all of them.
+
+  Data sets that are reduced in size are left out: hardly anything is learnt there.
+  """
   sign = -1 if measure == "accuracy" else 1
   out = []
   for result in results.values():
-    if all(name in result["methods"] for name in RANKED):
+    whole = not result["problem"]["train_size"]
+    if whole and all(name in result["methods"] for name in RANKED):
       means = [sign * mean(result, name, measure) for name in RANKED]
       ranked = scipy.stats.rankdata(np.round(means, 6))
       out.append(dict(zip(RANKED, ranked.tolist(), strict=True)))
@@ -133,11 +137,11 @@ def table_2(results: Results) -> str:
           method: spread_of(getattr(cell, measure)) for method, cell in printed.items()
         }
         best = _best({k: getattr(c, measure)[0] for k, c in printed.items()}, measure)
-        rows.append([title(result), label, "paper", *_row(cells, best)])
+        rows.append([_title(result), label, "paper", *_row(cells, best)])
       found = [m for m in _COLUMNS if m in result["methods"]]
       cells = {m: spread(values(result, m, measure)) for m in found}
       best = _best({m: mean(result, m, measure) for m in found if m in RANKED}, measure)
-      rows.append([title(result), label, "ours", *_row(cells, best)])
+      rows.append([_title(result), label, "ours", *_row(cells, best)])
   for measure, label in MEASURES.items():
     theirs = dict(zip(RANKED, paper.AVERAGE_RANKS[measure], strict=True))
     for source, averages in (
@@ -164,7 +168,7 @@ def table_within(results: Results) -> str:
         best = _best({m: mean(found, m, measure) for m in cells}, measure)
       printed = spread_of(getattr(paper.TABLE_2[name]["itl"], measure))
       ours = _row(cells, best)[: len(RANKED)]
-      rows.append([title(result), label, printed, *ours])
+      rows.append([_title(result), label, printed, *ours])
   if not rows:
     return "No data set of the paper was run in full."
   return (
@@ -189,11 +193,8 @@ def _within(result: dict[str, Any]) -> dict[str, Any]:
   return {**result, "methods": found} if found else {}
 
 
-def title(result: dict[str, Any]) -> str:
-  """The name of a data set, and how much of it was used."""
-  size = result["problem"]["train_size"]
-  part = f", {size:,} training examples" if size else ""
-  return f"{result['problem']['title']}{part}"
+def _title(result: dict[str, Any]) -> str:
+  return result["problem"]["title"]
 
 
 def spread_of(printed: tuple[float, float]) -> str:
@@ -217,7 +218,7 @@ def _best(numbers: Mapping[str, float], measure: str) -> set[str]:
 
 def _definitions(results: Results) -> str:
   notes = "; ".join(
-    f"{title(result)}: {result['data']['note']}"
+    f"{_title(result)}: {result['data']['note']}"
     f" ({result['data']['train']:,} for training, {result['data']['test']:,} for"
     f" testing, {len(result['seeds'])} seed(s))"
     for result in results.values()
@@ -270,7 +271,7 @@ def claims(results: Results) -> str:
           if name == "sdd_subset" or result["problem"]["train_size"]:
             verdict = "not comparable, because of the subset"
           lines.append(
-            f"- {title(result)}{rule}, at least the paper's numbers for integrated"
+            f"- {_title(result)}{rule}, at least the paper's numbers for integrated"
             f" TL1: **{verdict}**; {text}."
           )
   return "\n".join(lines)
@@ -347,7 +348,7 @@ def chosen(results: Results) -> str:
       edge = "" if min(lams) < point["lam"] < max(lams) else " (edge of the grid)"
       rows.append(
         [
-          title(result),
+          _title(result),
           configs.METHODS[method].title,
           f"{point['lam']:g}{edge}",
           f"{point['a']:g}" if configs.METHODS[method].has_a else "–",
@@ -366,7 +367,7 @@ def _protocol(results: Results) -> str:
     p = result["problem"]
     search = f" ({p['search_epochs']} in the search)" if p["search_epochs"] else ""
     networks.append(
-      f"- {title(result)}: 3x3 convolutions of"
+      f"- {_title(result)}: 3x3 convolutions of"
       f" {', '.join(map(str, p['convs']))} channels, dense layers of"
       f" {', '.join(map(str, p['dense']))} units; {p['optimizer'].upper()}, learning"
       f" rate {p['learning_rate']:g} falling to zero as a cosine, batches of"
