@@ -32,8 +32,8 @@ def run(
   with the same numbers.
 
   Args:
-    data: which data sets: digits, pendigits, sdd, sdd_subset, mnist,
-      mnist_long, fashion_mnist, cifar10.
+    data: which data sets: digits, pendigits, sdd, sdd_subset, mnist, fashion_mnist,
+      cifar10.
     methods: which methods; by default all that the paper has for a data set, l2,
       and for those that are trained with Adam the proximal step in its own metric.
     seeds: of the final trainings.

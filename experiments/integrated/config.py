@@ -13,7 +13,6 @@ import rvsm_jax
 TOLERANCE = 0.005
 
 _SGD_LAMS = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-_PENDIGITS_LAMS = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 _ADAM_LAMS = (5e-2, 1e-1, 2e-1, 4e-1, 8e-1)
 # The norm of a neuron's weights is many times as large as one of them.
 _GROUP_LAMS = (0.8, 1.2, 1.6, 2.0, 2.4, 2.8)
@@ -102,7 +101,7 @@ PROBLEMS = {
     ),
     Problem(
       *("pendigits", "PENDIGITS", (4, 4, 1), (8, 16), (), (64, 10)),
-      *("sgd", 0.2, 30, 64, _PENDIGITS_LAMS),
+      *("sgd", 0.2, 30, 64, _SGD_LAMS),
     ),
     Problem(
       *("sdd", "SDD", (6, 8, 1), (8, 16), (1,), (128, 64, 11)),
@@ -122,17 +121,6 @@ PROBLEMS["sdd_subset"] = dataclasses.replace(
   title="SDD, 2,200 of its 58,509 rows",
   epochs=40,
   batch_size=32,
-)
-# One point, between those of MNIST's grid whose networks are a little larger and much
-# smaller than the paper's; twice as long a training makes them smaller and better.
-PROBLEMS["mnist_long"] = dataclasses.replace(
-  PROBLEMS["mnist"],
-  name="mnist_long",
-  title="MNIST, 12 epochs",
-  epochs=12,
-  lams=(2.5e-3,),
-  l2_lams=(1e-5,),
-  shapes=(1e-3,),
 )
 
 

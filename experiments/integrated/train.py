@@ -70,8 +70,7 @@ def load_data(
     note = cifar.test_set_note(test_x, test_y)
   else:
     (x, y), (test_x, test_y) = (
-      mnist.load(problem.name.removesuffix("_long"), split, data_dir, source)
-      for split in ("train", "test")
+      mnist.load(problem.name, split, data_dir, source) for split in ("train", "test")
     )
   size = problem.train_size or None
   x, y = x[:size], y[:size]
