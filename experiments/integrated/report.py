@@ -172,13 +172,15 @@ def table_within(results: Results) -> str:
   if not rows:
     return "No data set of the paper was run in full."
   return (
-    f"{table(header, rows)}\n\nOf the same grids, the points with the highest accuracy"
-    " on validation examples among those with neither ratio above what the paper prints"
-    " for integrated TL1; trained anew on all training examples and tested, as those of"
-    " Table 2, which can end larger. –: no point of the grid is so small. Only data"
-    " sets of the paper that are here in full. This choice was added when Table 2's,"
-    " which asks for the accuracy of the dense network first, had been seen on MNIST and"
-    " Fashion-MNIST to take networks that are more accurate than the paper's and larger."
+    f"{table(header, rows)}\n\n"
+    "Of the same grids, the points with the highest accuracy on validation examples "
+    "among those with neither ratio above what the paper prints for integrated TL1; "
+    "trained anew on all training examples and tested, as those of Table 2, which "
+    "can end larger. –: no point of the grid is so small. Only data sets of the "
+    "paper that are here in full. This choice was added when Table 2's, which asks "
+    "for the accuracy of the dense network first, had been seen on MNIST and "
+    "Fashion-MNIST to take networks that are more accurate than the paper's and "
+    "larger."
   )
 
 
