@@ -96,7 +96,7 @@ PROBLEMS = {
     ),
     Problem(
       *("fashion_mnist", "Fashion-MNIST", (28, 28, 1), (16, 32), (0, 1), (128, 64, 10)),
-      *("sgd", 0.1, 6, 64, _SGD_LAMS),
+      *("sgd", 0.1, 6, 64, _SGD_LAMS[:4]),
       shapes=(1e-3, 1e-2),
     ),
     Problem(
