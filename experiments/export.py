@@ -20,6 +20,7 @@ import safetensors.numpy
 import tyro
 
 from experiments import _plots, _run, _tables
+from experiments.benchmark import timing
 from rvsm_jax import export
 
 _RESULTS = pathlib.Path(__file__).parent / "results" / "export"
@@ -94,41 +95,36 @@ def products(config: Config) -> list[dict[str, Any]]:
       for share in config.shares:
         dense = jnp.asarray(kernel(shape, share, config.seed))
         sparse = export.to_bcoo(dense, min_sparsity=0.0)
-        ratios = _ratios(dense, sparse, x, config.repeats)
-        rows.append(
-          {
-            "shape": shape,
-            "batch": batch,
-            "share": share,
-            "speedup": float(np.median(ratios)),
-            "quartiles": np.quantile(ratios, (0.25, 0.75)),
-          }
-        )
+        found = _speedup(dense, sparse, x, config.repeats)
+        rows.append({"shape": shape, "batch": batch, "share": share, **found})
         _run.console.print(rows[-1])
   return rows
 
 
-def _ratios(dense: Any, sparse: Any, x: jax.Array, repeats: int) -> np.ndarray:
-  """Processor times of the dense product over those of the sparse one."""
-  kernels = (dense, sparse)
+def _speedup(dense: Any, sparse: Any, x: jax.Array, repeats: int) -> dict[str, Any]:
+  """Processor time of the dense product over that of the sparse one."""
   multiply = jax.jit(lambda x, w: x @ w)
-  # As many products in one measurement as take the clock some milliseconds.
-  numbers = [max(1, round(5e-3 / _seconds(multiply, x, w, 3))) for w in kernels]
-  times = [
-    [_seconds(multiply, x, w, n) for w, n in zip(kernels, numbers, strict=True)]
-    for _ in range(repeats)
-  ]
-  before, after = np.array(times).T
-  return before / after
 
-
-def _seconds(multiply: Callable[..., jax.Array], x: Any, w: Any, number: int) -> float:
-  """Processor time of one product."""
-  jax.block_until_ready(multiply(x, w))
-  start = time.process_time()
-  for _ in range(number):
+  def several(w: Any) -> tuple[Callable[[], None], int]:
     jax.block_until_ready(multiply(x, w))
-  return (time.process_time() - start) / number
+    start = time.process_time()
+    jax.block_until_ready([multiply(x, w) for _ in range(3)])
+    once = (time.process_time() - start) / 3
+    # As many products in one measurement as take the clock some milliseconds.
+    number = max(1, round(5e-3 / once))
+
+    def products() -> None:
+      for _ in range(number):
+        jax.block_until_ready(multiply(x, w))
+
+    return products, number
+
+  (before, m), (after, n) = several(dense), several(sparse)
+  found = timing.compare(after, before, repeats, "processor")
+  return {
+    "speedup": found.ratio * n / m,
+    "quartiles": [quartile * n / m for quartile in found.quartiles],
+  }
 
 
 def break_even(shares: Sequence[float], speedups: Sequence[float]) -> float | None:

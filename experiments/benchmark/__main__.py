@@ -1,6 +1,7 @@
 """The command line: `python -m experiments.benchmark --help`."""
 
 import dataclasses
+import os
 import pathlib
 import shlex
 import sys
@@ -74,9 +75,12 @@ def main(
     config = dataclasses.replace(QUICK, parts=config.parts, clock=config.clock)
     results = pathlib.Path("runs", "benchmark-quick")
   began = time.monotonic()
+  flags = os.environ.get("XLA_FLAGS")
+  arguments = ["python", "-m", "experiments.benchmark", *sys.argv[1:]]
+  command = shlex.join([f"XLA_FLAGS={flags}", *arguments] if flags else arguments)
   result: dict[str, Any] = {
     "experiment": "benchmark",
-    "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
+    "command": command,
     "config": dataclasses.asdict(config),
     **_run.environment(),
     **measure(config, torch),

@@ -16,11 +16,13 @@ class Comparison(NamedTuple):
 
   Attributes:
     ratio: median of the ratios of neighbouring calls.
+    quartiles: the lower and the upper one of those ratios.
     seconds: median of the calls of the function.
     base_seconds: median of those of the other one.
   """
 
   ratio: float
+  quartiles: tuple[float, float]
   seconds: float
   base_seconds: float
 
@@ -57,8 +59,12 @@ def compare(
     other()
     times.append((middle - start, now() - middle))
   times = times[2:]
+  lower, ratio, upper = statistics.quantiles(
+    (second / first for first, second in times), method="inclusive"
+  )
   return Comparison(
-    ratio=statistics.median(second / first for first, second in times),
+    ratio=ratio,
+    quartiles=(lower, upper),
     seconds=statistics.median(second for _, second in times),
     base_seconds=statistics.median(first for first, _ in times),
   )
