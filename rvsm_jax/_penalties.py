@@ -946,13 +946,46 @@ def combined_group_exclusive(
   )
 
 
+def _count(*masks: jax.Array) -> tuple[jax.Array, ...]:
+  """Numbers of true entries of several masks, in one pass."""
+  # Five times as fast on CPU as a jnp.sum for each.
+  ones = tuple(mask.astype(int) for mask in masks)
+  zero = jnp.zeros((), ones[0].dtype)
+  return jax.lax.reduce(
+    ones,
+    (zero,) * len(ones),
+    lambda a, b: tuple(map(jnp.add, a, b)),
+    tuple(range(masks[0].ndim)),
+  )
+
+
+def _largest_cut(keys: jax.Array, kept: ArrayLike, width: int) -> jax.Array:
+  """The largest number of `width` bits that at least `kept` of the keys reach.
+
+  The keys are unsigned. With `kept = 0` the number can be larger than `width` bits.
+  """
+  digit = 3
+
+  def refine(i: jax.Array, cut: jax.Array) -> jax.Array:
+    # The last digit may overlap the one before, whose bits it then leaves alone.
+    shift = jnp.maximum(width - digit * (i + 1), 0).astype(keys.dtype)
+    higher = [cut + (jnp.asarray(d, keys.dtype) << shift) for d in range(1, 2**digit)]
+    reached = _count(*(keys >= cut for cut in higher))
+    raised = sum((count >= kept).astype(keys.dtype) for count in reached)
+    return cut + (raised << shift)
+
+  return jax.lax.fori_loop(0, -(-width // digit), refine, jnp.zeros((), keys.dtype))
+
+
 def cardinality(sparsity: ArrayLike) -> Penalty:
   r"""Indicator of arrays of which at least the share `sparsity` is zero.
 
   Its prox, for any step > 0, keeps the entries of largest magnitude and drops
   exactly :math:`\lceil sparsity \cdot n \rceil`: a target sparsity in place of a
-  weight of the penalty. The magnitude to cut at is found by bisection on the bits
-  of the numbers, which is exact and much faster than a sort.
+  weight of the penalty. The magnitude to cut at is found digit by digit
+  in the bits of the numbers, by counting: exact, much faster than a sort, and without
+  gathering an array that is split over devices. Of equal magnitudes the first ones
+  are kept.
 
   Args:
     sparsity: share of zeros, in [0, 1].
@@ -979,27 +1012,25 @@ def cardinality(sparsity: ArrayLike) -> Penalty:
   def value(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.sum(x == 0) >= dropped(x), jnp.zeros((), x.dtype), jnp.inf)
 
-  @_unsharded
   def prox(x: jax.Array, step: jax.Array) -> jax.Array:
     del step
     kept = x.size - dropped(x)
     # Non-negative floating point numbers are ordered as their bits are.
     width = jnp.finfo(x.dtype).bits
-    integer = jnp.dtype(f"int{width}")
-    bits = jax.lax.bitcast_convert_type(jnp.abs(x), integer)
-
-    def raise_bit(i: Any, cut: jax.Array) -> jax.Array:
-      higher = cut | jnp.left_shift(
-        jnp.ones((), integer), (width - 2 - i).astype(integer)
-      )
-      return jnp.where(jnp.sum(bits >= higher) >= kept, higher, cut)
-
-    # The largest cut that at least `kept` entries reach: that of the last kept.
-    cut = jax.lax.fori_loop(0, width - 1, raise_bit, jnp.zeros((), integer))
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), f"uint{width}")
+    cut = _largest_cut(bits, kept, width - 1)
     above, ties = bits > cut, bits == cut
-    rank = jnp.cumsum(ties.ravel()).reshape(ties.shape)
-    keep = above | (ties & (rank <= kept - jnp.sum(above)))
-    return jnp.where(keep, x, 0)
+    # Of those as large as the cut, the first ones.
+    larger, equal = _count(above, ties)
+    missing = kept - larger
+    places = jnp.arange(x.size, 0, -1, dtype=jnp.uint32).reshape(x.shape)
+    order = jnp.where(ties, places, 0)
+    last = jax.lax.cond(
+      equal == missing,
+      lambda: jnp.ones((), order.dtype),
+      lambda: _largest_cut(order, missing, x.size.bit_length()),
+    )
+    return jnp.where(above | (order >= last), x, 0)
 
   return Penalty(_value(value), _prox(prox, "cardinality"))
 
