@@ -93,8 +93,8 @@ def target_sparsity(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adapts lam so that a share of the weights becomes zero, whatever the penalty.
 
-  After each update it counts the zeros, of u where the transformation carries one and
-  of the new params otherwise, and moves :math:`\lambda` against the error: that of the
+  Before each update it counts the zeros, of u where the transformation carries one and
+  of the params otherwise, and moves :math:`\lambda` against the error: that of the
   number of non-zeros, as a logarithm, since from 98 to 99% is as far as from 50 to 75%.
   With the target :math:`s_t`, and :math:`\bar s_t` the average of the measured shares
   over about 20 updates,
@@ -200,8 +200,12 @@ def target_sparsity(
   ) -> tuple[optax.Updates, TargetSparsityState]:
     _masks.require_params("target_sparsity", params)
     wanted = _float32(schedule(state.count))
+    # What the last update left: to count what this one leaves would need it whole
+    # before it is written.
+    zeros = _share_of_zeros(state.inner_state, params, mask)
+    share = state.sparsity + (zeros - state.sparsity) / _AVERAGE_STEPS
     # The constant is for targets of 100%.
-    error = jnp.log((1.0001 - state.sparsity) / (1.0001 - wanted))
+    error = jnp.log((1.0001 - share) / (1.0001 - wanted))
     push = gain * jnp.clip(error, -_LARGEST_ERROR, _LARGEST_ERROR)
     within = jnp.log(_float32(low)), jnp.log(_float32(high))
     log_lam = jnp.clip(state.log_lam + push / _INTEGRAL_STEPS, *within)
@@ -209,13 +213,12 @@ def target_sparsity(
     updates, inner_state = inner(weight).update(
       updates, state.inner_state, params, **extra_args
     )
-    zeros = _share_of_zeros(inner_state, _rvsm.moved(params, updates), mask)
     return updates, TargetSparsityState(
       optax.safe_increment(state.count),
       weight,
       # What is zero before the penalty sets in says nothing about it.
       jnp.where(wanted > 0, log_lam, state.log_lam),
-      state.sparsity + (zeros - state.sparsity) / _AVERAGE_STEPS,
+      share,
       inner_state,
     )
 

@@ -15,10 +15,24 @@ from rvsm_jax import _masks
 
 def _share(tree: Any, holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
   leaves = jax.tree.leaves(tree)
-  size = sum(leaf.size for leaf in leaves)
-  if not size:
+  if not any(leaf.size for leaf in leaves):
     raise ValueError(f"tree must have at least one array entry, got {tree!r}.")
-  return sum(jnp.sum(holds(leaf)).astype(jnp.float32) for leaf in leaves) / size
+  # With its complement, because XLA's CPU backend writes a single mask to memory.
+  pairs = [count(mask, ~mask) for mask in map(holds, leaves)]
+  yes, no = jnp.sum(jnp.array(pairs, jnp.float32), axis=0)
+  return yes / (yes + no)
+
+
+def count(*masks: jax.Array) -> tuple[jax.Array, ...]:
+  """Numbers of true entries of several masks, in one pass."""
+  ones = tuple(jnp.asarray(mask).astype(int) for mask in masks)
+  zero = jnp.zeros((), ones[0].dtype)
+  return jax.lax.reduce(
+    ones,
+    (zero,) * len(ones),
+    lambda a, b: tuple(map(jnp.add, a, b)),
+    tuple(range(masks[0].ndim)),
+  )
 
 
 def _below(bound: float, x: jax.Array) -> jax.Array:

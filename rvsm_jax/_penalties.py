@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from rvsm_jax import _thresholds, _validate
+from rvsm_jax import _metrics, _thresholds, _validate
 
 _abs = _thresholds.magnitude
 
@@ -946,19 +946,6 @@ def combined_group_exclusive(
   )
 
 
-def _count(*masks: jax.Array) -> tuple[jax.Array, ...]:
-  """Numbers of true entries of several masks, in one pass."""
-  # Five times as fast on CPU as a jnp.sum for each.
-  ones = tuple(mask.astype(int) for mask in masks)
-  zero = jnp.zeros((), ones[0].dtype)
-  return jax.lax.reduce(
-    ones,
-    (zero,) * len(ones),
-    lambda a, b: tuple(map(jnp.add, a, b)),
-    tuple(range(masks[0].ndim)),
-  )
-
-
 def _largest_cut(keys: jax.Array, kept: ArrayLike, width: int) -> jax.Array:
   """The largest number of `width` bits that at least `kept` of the keys reach.
 
@@ -970,7 +957,7 @@ def _largest_cut(keys: jax.Array, kept: ArrayLike, width: int) -> jax.Array:
     # The last digit may overlap the one before, whose bits it then leaves alone.
     shift = jnp.maximum(width - digit * (i + 1), 0).astype(keys.dtype)
     higher = [cut + (jnp.asarray(d, keys.dtype) << shift) for d in range(1, 2**digit)]
-    reached = _count(*(keys >= cut for cut in higher))
+    reached = _metrics.count(*(keys >= cut for cut in higher))
     raised = sum((count >= kept).astype(keys.dtype) for count in reached)
     return cut + (raised << shift)
 
@@ -1021,7 +1008,7 @@ def cardinality(sparsity: ArrayLike) -> Penalty:
     cut = _largest_cut(bits, kept, width - 1)
     above, ties = bits > cut, bits == cut
     # Of those as large as the cut, the first ones.
-    larger, equal = _count(above, ties)
+    larger, equal = _metrics.count(above, ties)
     missing = kept - larger
     places = jnp.arange(x.size, 0, -1, dtype=jnp.uint32).reshape(x.shape)
     order = jnp.where(ties, places, 0)

@@ -523,10 +523,12 @@ def _metric_norm(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.A
   total = functools.partial(jnp.sum, axis=axes, keepdims=True)
   largest = functools.partial(jnp.max, axis=axes, keepdims=True)
   scale = group_scale(x, axes)
+  # Of the numbers as they are: XLA may take the scale out of a ratio of ratios.
+  ratio = jnp.where(x != 0, x / gamma, 0)
+  positive = total(jnp.square(ratio)) > 1
   size, gamma = jnp.abs(x) / scale, gamma / scale
   high = jnp.sqrt(total(jnp.square(size)))
   low = jnp.maximum(largest(size - gamma), high - largest(gamma))
-  positive = total(jnp.square(jnp.where(size > 0, size / gamma, 0))) > 1
 
   def climb(carry: tuple) -> tuple:
     t, _, count = carry

@@ -94,6 +94,9 @@ def test_passes_over_memory(name: str):
 
 
 @on_cpu
+@pytest.mark.skipif(
+  jax.__version_info__ < (0, 10, 2), reason="XLA kept the weights before the map"
+)
 @pytest.mark.parametrize("name", ["group_lasso", "integrated_tl1"])
 def test_groups_take_one_array_besides(name: str):
   """The norms are needed before the first weight can be written."""

@@ -210,11 +210,11 @@ def test_lam_moves_against_the_error_by_the_law_that_is_documented():
   state = tx.init(params)
   average, log_lam = 0.0, np.log(0.01)
   for _ in range(80):
+    average += (0.75 - average) / 20
     error = np.log((1.0001 - average) / (1.0001 - 0.5))
     log_lam += 2 * error / 50
     _, state = tx.update(jnp.zeros(4), state, params)
     np.testing.assert_allclose(state.lam, np.exp(log_lam + 2 * error), rtol=1e-3)
-    average += (0.75 - average) / 20
     np.testing.assert_allclose(state.sparsity, average, rtol=1e-5)
   assert state.lam < 0.01
 

@@ -28,7 +28,7 @@ class Subject(NamedTuple):
     make: builds it.
     arrays: what one update reads and writes at the least, in arrays of the size of
       the params: weights and gradients read, weights written, and its state both. A
-      group norm reads weights and gradients a second time.
+      group norm reads weights and gradients a second time, a count of zeros u.
     apply: `optax.apply_updates`, or what takes its place.
   """
 
@@ -54,6 +54,14 @@ def _rvsm(
 
 def _proximal(penalty: rvsm_jax.Penalty) -> Callable[[], optax.GradientTransformation]:
   return _after_sgd(rvsm_jax.proximal, penalty, lam=_LAM)
+
+
+def _target(sparsity: float) -> optax.GradientTransformation:
+  return rvsm_jax.target_sparsity(
+    lambda lam: rvsm_jax.rvsm(_RATE, _l1, lam=lam, beta=_BETA, mask=rvsm_jax.kernels),
+    sparsity,
+    mask=rvsm_jax.kernels,
+  )
 
 
 def _apply_with_prox(params: Any, updates: Any) -> Any:
@@ -88,6 +96,9 @@ SUBJECTS: dict[str, Subject] = {
   ),
   "admm cardinality": Subject(
     _after_sgd(rvsm_jax.admm, rvsm_jax.cardinality(0.9), rho=_BETA), 7
+  ),
+  "target sparsity, rvsm l1": Subject(
+    lambda: optax.chain(optax.sgd(_RATE), _target(0.9)), 6
   ),
   "penalty gradient l1": Subject(
     lambda: optax.chain(
