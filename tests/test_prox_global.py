@@ -7,6 +7,7 @@ import itertools
 import hypothesis
 from hypothesis import strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -243,6 +244,22 @@ def test_cardinality_is_feasible_whatever_the_rounding(size: int, dtype: type):
   np.testing.assert_array_equal(violation, 0)
   assert np.all(np.abs(zeros - wanted) <= 1)
   assert np.mean(zeros == wanted) > 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_cardinality_keeps_the_largest_and_of_equal_ones_the_first(levels, dtype):
+  rng = np.random.default_rng(0)
+  for size in (0, 1, 7, 1000):
+    # The digits of the counts and of the places are those of all sizes of numbers.
+    integers = rng.integers(-levels, levels + 1, size)
+    x = jnp.asarray(np.ldexp(integers, rng.integers(-20, 3)), dtype)
+    order = np.argsort(-np.abs(np.asarray(x, np.float64)), kind="stable")
+    for sparsity in (0.0, 0.01, 0.5, 0.9, 1.0):
+      u = jax.jit(rvsm_jax.cardinality(sparsity).prox)(x, 1.0)
+      expected = np.asarray(x).copy()
+      expected[order[size - int(np.ceil(sparsity * size)) :]] = 0
+      np.testing.assert_array_equal(u, expected)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (2, 2, 3)])
