@@ -969,10 +969,9 @@ def cardinality(sparsity: ArrayLike) -> Penalty:
 
   Its prox, for any step > 0, keeps the entries of largest magnitude and drops
   exactly :math:`\lceil sparsity \cdot n \rceil`: a target sparsity in place of a
-  weight of the penalty. The magnitude to cut at is found digit by digit
-  in the bits of the numbers, by counting: exact, much faster than a sort, and without
-  gathering an array that is split over devices. Of equal magnitudes the first ones
-  are kept.
+  weight of the penalty. The magnitude to cut at is found digit by digit in the bits
+  of the numbers, by counting: exact, much faster than a sort, and without gathering
+  an array that is split over devices. Of equal magnitudes the first are kept.
 
   Args:
     sparsity: share of zeros, in [0, 1].

@@ -251,7 +251,7 @@ def test_cardinality_is_feasible_whatever_the_rounding(size: int, dtype: type):
 def test_cardinality_keeps_the_largest_and_of_equal_ones_the_first(levels, dtype):
   rng = np.random.default_rng(0)
   for size in (0, 1, 7, 1000):
-    # The digits of the counts and of the places are those of all sizes of numbers.
+    # Of many magnitudes, so that cuts differ in all their digits.
     integers = rng.integers(-levels, levels + 1, size)
     x = jnp.asarray(np.ldexp(integers, rng.integers(-20, 3)), dtype)
     order = np.argsort(-np.abs(np.asarray(x, np.float64)), kind="stable")
