@@ -41,6 +41,9 @@ CASES = {
   "rvsm TL1": (lambda: _rvsm(rvsm_jax.transformed_l1(), True), 1, 2),
   "proximal l1": (lambda: _proximal(rvsm_jax.l1()), 0, 1),
   "proximal TL1": (lambda: _proximal(rvsm_jax.transformed_l1()), 0, 1),
+}
+# The same, with lam in the state.
+TARGETS = {
   "target sparsity, rvsm": (
     lambda: _target(functools.partial(rvsm_jax.rvsm, beta=0.1)),
     1,
@@ -48,14 +51,15 @@ CASES = {
   ),
   "target sparsity, proximal": (lambda: _target(rvsm_jax.proximal), 0, 1),
 }
+ALL = CASES | TARGETS
 
-every = pytest.mark.parametrize("name", CASES)
+every = pytest.mark.parametrize("name", ALL)
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts CPU loops")
 
 
 @functools.cache
 def _compiled(name: str) -> Any:
-  tx = optax.chain(optax.sgd(0.1), CASES[name][0]())
+  tx = optax.chain(optax.sgd(0.1), ALL[name][0]())
   params = {"kernel": jax.ShapeDtypeStruct(SHAPE, jnp.float32)}
   state = jax.eval_shape(tx.init, params)
 
@@ -80,15 +84,22 @@ def test_no_temporary_of_the_size_of_the_params(name: str):
 def test_params_and_state_are_written_in_place(name: str):
   """Whatever is donated is used again: no second copy of anything."""
   memory = _compiled(name).memory_analysis()
-  arrays = 1 + CASES[name][1]
+  arrays = 1 + ALL[name][1]
   assert arrays * BYTES <= memory.alias_size_in_bytes < arrays * BYTES + SLACK
   assert memory.output_size_in_bytes < arrays * BYTES + SLACK
 
 
-@every
+@pytest.mark.parametrize("name", CASES)
 def test_no_copies_and_no_double_precision(name: str):
   text = _compiled(name).as_text()
-  # Numbers that stay as they are, such as the count, may be copied.
+  assert not re.search(r"\bcopy(-start)?\(", text)
+  assert "f64[" not in text
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_target_sparsity_copies_no_array(name: str):
+  """Single numbers of its state it may."""
+  text = _compiled(name).as_text()
   assert not re.search(r"\[\d[\d,]*\]\S* copy(-start)?\(", text)
   assert "f64[" not in text
 
@@ -102,18 +113,25 @@ def test_passes_over_memory(name: str):
     line for line in _entry(_compiled(name).as_text()) if f"= f32[{size}]" in line
   ]
   passes = [line for line in made if " parameter(" not in line]
-  assert len(passes) == CASES[name][2]
+  assert len(passes) == ALL[name][2]
+
+
+def _penalty(name: str) -> rvsm_jax.Penalty:
+  return getattr(rvsm_jax, name)(
+    **({"a": 1.0, "mu": 0.5} if name == "integrated_tl1" else {})
+  )
+
+
+grouped = pytest.mark.parametrize("name", ["group_lasso", "integrated_tl1"])
 
 
 @on_cpu
 @pytest.mark.skipif(
   jax.__version_info__ < (0, 10, 2), reason="XLA kept the weights before the map"
 )
-@pytest.mark.parametrize("name", ["group_lasso", "integrated_tl1"])
-def test_groups_take_one_array_besides(name: str):
-  """The norms are needed before the first weight can be written."""
-  hyper = {"a": 1.0, "mu": 0.5} if name == "integrated_tl1" else {}
-  prox = getattr(rvsm_jax, name)(**hyper).prox
+@grouped
+def test_group_maps_take_no_array_besides(name: str):
+  prox = _penalty(name).prox
 
   def step(params: jax.Array, grads: jax.Array) -> jax.Array:
     return prox(params - 0.1 * grads, 1e-3)
@@ -122,7 +140,13 @@ def test_groups_take_one_array_besides(name: str):
   compiled = jax.jit(step, donate_argnums=0).lower(x, x).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < SLACK
 
-  tx = optax.chain(optax.sgd(0.1), _proximal(getattr(rvsm_jax, name)(**hyper)))
+
+@on_cpu
+@grouped
+def test_groups_in_a_chain_take_one_array_besides(name: str):
+  """The norms are needed before the first weight can be written."""
+  x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+  tx = optax.chain(optax.sgd(0.1), _proximal(_penalty(name)))
   state = jax.eval_shape(tx.init, x)
 
   def update(params: Any, state: Any, grads: Any) -> Any:

@@ -51,13 +51,6 @@ def penalised_sgd(learning_rate: optax.ScalarOrSchedule, lam):
   )
 
 
-class NamedPenalty(rvsm_jax.Penalty):
-  """One whose text has no addresses: pytest-xdist wants the same names everywhere."""
-
-  def __repr__(self) -> str:
-    return "Penalty"
-
-
 FACTORIES = {
   "rvsm_sgd": rvsm_jax.rvsm_sgd,
   "proximal_sgd": rvsm_jax.proximal_sgd,
@@ -68,12 +61,12 @@ FACTORIES = {
   "penalised_sgd": penalised_sgd,
 }
 CASES = [
-  ("rvsm_sgd", RVSM | {"penalty": NamedPenalty(*rvsm_jax.l0()), "momentum": 0.9}),
+  ("rvsm_sgd", RVSM | {"penalty": rvsm_jax.l0(), "momentum": 0.9}),
   (
     "rvsm_sgd",
     RVSM
     | {
-      "penalty": NamedPenalty(*rvsm_jax.transformed_l1(0.5)),
+      "penalty": rvsm_jax.transformed_l1(0.5),
       "momentum": 0.9,
       "nesterov": True,
       "ordering": "jacobi",
@@ -81,25 +74,31 @@ CASES = [
   ),
   ("sgd_rvsm", RVSM),
   ("adam_rvsm", RVSM | {"learning_rate": 1e-2}),
-  (
-    "proximal_sgd",
-    {"penalty": NamedPenalty(*rvsm_jax.l1()), "lam": 1e-4, "momentum": 0.9},
-  ),
+  ("proximal_sgd", {"penalty": rvsm_jax.l1(), "lam": 1e-4, "momentum": 0.9}),
   ("adam_proximal", {"lam": 1e-5, "learning_rate": 1e-2}),
   (
     "proximal_adam",
-    {
-      "penalty": NamedPenalty(*rvsm_jax.transformed_l1()),
-      "lam": 1e-5,
-      "learning_rate": 1e-2,
-    },
+    {"penalty": rvsm_jax.transformed_l1(), "lam": 1e-5, "learning_rate": 1e-2},
   ),
   ("penalised_sgd", {"lam": 1e-4}),
 ]
+
+
+class NamedPenalty(rvsm_jax.Penalty):
+  """One whose text has no addresses: pytest-xdist wants the same names everywhere."""
+
+  def __repr__(self) -> str:
+    return "Penalty"
+
+
+def named(value):
+  return NamedPenalty(*value) if isinstance(value, rvsm_jax.Penalty) else value
+
+
 UNDER_TEST = tuple(
   {
     "opt_name": name,
-    "opt_kwargs": LEARNING_RATE | kwargs,
+    "opt_kwargs": LEARNING_RATE | {key: named(value) for key, value in kwargs.items()},
     "wrapper_name": None,
     "wrapper_kwargs": None,
   }
