@@ -1,18 +1,17 @@
 """What a full training costs: as the compiler counts, and for a few steps measured."""
 
-import dataclasses
 import time
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from experiments import _run
+from experiments import datasets
 from experiments.cifar import config as configs
 from experiments.cifar import train
-from experiments.datasets import cifar
+from experiments.core import backend, results
+from experiments.core.training import Examples
 
 _MEASURED_STEPS = 2
 
@@ -21,14 +20,10 @@ def full_size(settings: configs.Settings) -> dict[str, Any]:
   """`of_step` of each network with RVSM and l0, with these settings."""
   out = {}
   for network in get_args(configs.Network):
-    _run.console.print(f"Compiling and running the step of {network}")
+    results.console.print(f"Compiling and running the step of {network}")
     config = configs.Config(configs.ROWS[f"{network}-l0"], settings)
     out[network] = of_step(config)
-  return {
-    "settings": dataclasses.asdict(settings),
-    "networks": out,
-    **_run.environment(),
-  }
+  return results.result("cifar", {"settings": settings}, None, networks=out)
 
 
 def of_step(config: configs.Config) -> dict[str, Any]:
@@ -42,25 +37,21 @@ def of_step(config: configs.Config) -> dict[str, Any]:
     else runs there.
   """
   settings = config.settings
-  images = settings.train_size or cifar.RECORDS * len(cifar.FILES["train"])
+  images = settings.train_size or datasets.SETS["cifar10"].splits["train"]
   steps = images // settings.batch_size * settings.epochs
   mesh = train.data_mesh(jax.devices()[:1])
   network, params, stats = train.Network.create(config)
-  tx = configs.optimizer(config, steps)
-  update = train.update_step(config, network, tx, mesh)
-  everywhere = NamedSharding(mesh, PartitionSpec())
+  one = train.trainer(config, network, steps, mesh)
   rng = np.random.default_rng(settings.seed)
   size = settings.batch_size
-  arguments = jax.device_put(
-    (
-      _run.TrainState.create(params, tx, stats),
-      jnp.arange(size),
-      rng.integers(0, 256, (size, 32, 32, 3), np.uint8),
-      rng.integers(0, 10, size, np.int32),
-    ),
-    everywhere,
+  random = Examples(
+    rng.integers(0, 256, (size, 32, 32, 3), np.uint8),
+    rng.integers(0, 10, size, np.int32),
   )
-  jitted = jax.jit(update, donate_argnums=0, out_shardings=everywhere)
+  arguments = jax.device_put(
+    (one.init(params, extra=stats), jnp.arange(size), None, random), one.shardings
+  )
+  jitted = jax.jit(one.update, donate_argnums=0, out_shardings=one.shardings)
   compiled: Any = jitted.lower(*arguments).compile()
   memory = compiled.memory_analysis()
   bytes_ = {
@@ -71,7 +62,7 @@ def of_step(config: configs.Config) -> dict[str, Any]:
   }
   peak = sum(bytes_.values()) - 2 * bytes_["aliased"]
   state, *rest = arguments
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = backend.on_cpu()
   clock = time.process_time if on_cpu else time.perf_counter
   seconds = []
   for _ in range(1 + _MEASURED_STEPS):
