@@ -35,8 +35,8 @@ def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.A
   Examples:
     >>> import optax
     >>> import rvsm_jax
-    >>> print(rvsm_jax.step_for_threshold(rvsm_jax.l0(), 0.2))
-    0.02
+    >>> print(rvsm_jax.step_for_threshold(rvsm_jax.l0(), 0.5))
+    0.125
     >>> penalty, beta = rvsm_jax.transformed_l1(0.1), 0.5
     >>> ramp = optax.linear_schedule(0.0, 0.2, 1000)
     >>> def lam(count):
