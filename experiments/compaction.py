@@ -18,6 +18,7 @@ import optax
 from experiments import datasets
 from experiments.core import cli, results, tables, timing
 from experiments.networks import cifar
+from experiments.networks.layers import max_pool
 from experiments.networks.perceptron import perceptron
 import rvsm_jax
 
@@ -220,7 +221,7 @@ def vgg16(model: cifar.VGG16) -> list[Sequence[Callable]]:
   for stage in model.features:
     for layer in stage:
       layers += [layer.conv, layer.norm, nnx.relu]
-    layers.append(layers.max_pool)
+    layers.append(max_pool)
   return [[*layers, flatten, model.out]]
 
 
@@ -238,7 +239,7 @@ def cnn(model: Any) -> list[Sequence[Callable]]:
   for number, conv in enumerate(model.conv):
     layers += [conv, nnx.relu]
     if number in model.pooled:
-      layers.append(layers.max_pool)
+      layers.append(max_pool)
   layers.append(flatten)
   for dense in model.dense:
     layers += [dense, nnx.relu]
@@ -357,14 +358,10 @@ def main(places: cli.Common) -> None:
   """
   images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
   vectors = jax.random.normal(jax.random.key(1), (512, 784))
+  wide = perceptron([784, 2048, 2048, 10], nnx.Rngs(0))
   vgg, resnet = (cifar.create(n, width=0.5, seed=0) for n in ("vgg16", "resnet18"))
   cases: dict[str, tuple[Any, Callable, jax.Array, float]] = {
-    "perceptron 784-2048-2048-10": (
-      perceptron([784, 2048, 2048, 10], nnx.Rngs(0)),
-      sequential,
-      vectors,
-      0.5,
-    ),
+    "perceptron 784-2048-2048-10": (wide, sequential, vectors, 0.5),
     "VGG-16": (vgg, vgg16, images, 0.5),
     "ResNet-18": (resnet, resnet18, images, 0.9),
   }

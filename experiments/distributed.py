@@ -11,7 +11,7 @@ import functools
 import math
 import pathlib
 import sys
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from flax import nnx
 import jax
@@ -90,27 +90,6 @@ def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
   return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
 
 
-class Forward(NamedTuple):
-  """The network, and where its weights are.
-
-  Attributes:
-    graph: the network.
-    places: of each of the weights.
-  """
-
-  graph: nnx.GraphDef
-  places: Any
-
-  def __call__(self, params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    """Logits of a batch, from weights that are gathered here.
-
-    They are for the forward and the backward pass alone; the gradients come back split
-    as the weights are.
-    """
-    whole = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
-    return nnx.merge(self.graph, whole)(x), extra
-
-
 def train(
   config: Config, mesh: Mesh, data_dir: pathlib.Path | None, run: Run
 ) -> dict[str, Any]:
@@ -148,14 +127,20 @@ def train(
     spread(mesh, np.pad(test_y, (0, padding), constant_values=-1)),
   )
   graph, shapes = nnx.split(nnx.eval_shape(lambda: network(config)), nnx.Param)
-  forward = Forward(graph, jax.tree.map(functools.partial(placement, mesh), shapes))
+  places = jax.tree.map(functools.partial(placement, mesh), shapes)
   steps = len(x) // config.batch_size
   tx = optimizer(config, config.epochs * steps)
+
+  def forward(params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    # Gathered here for the forward and the backward pass alone; the gradients come
+    # back split as the weights are.
+    whole = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
+    return nnx.merge(graph, whole)(x), extra
 
   @jax.jit
   def begin() -> training.TrainState:
     params = nnx.state(network(config), nnx.Param)
-    params = jax.tree.map(jax.sharding.reshard, params, forward.places)
+    params = jax.tree.map(jax.sharding.reshard, params, places)
     return training.TrainState.create(params, tx)
 
   @functools.partial(jax.jit, donate_argnums=0)

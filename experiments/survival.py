@@ -39,7 +39,8 @@ _COMMANDS: dict[Name, str] = {
   "cifar": "experiments cifar --row resnet18-l0 --width 0.0625 --epochs 2"
   " --batch-size 20 --train-size 200 --test-size 100 --checkpoint-seconds 0"
   " --results {results} --output {output}",
-  "convergence": "experiments convergence --samples 1000 --results {results} --output {output}",
+  "convergence": "experiments convergence --samples 1000 --results {results}"
+  " --output {output}",
 }
 
 # What a result says of the process that wrote it.
@@ -226,9 +227,9 @@ def markdown(result: dict[str, Any]) -> str:
     "\n\n".join(
       [
         "# Runs that survive",
-        f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn uniformly"
-        " from the time that the undisturbed training takes. After each kill the same"
-        " command was run again in the same directory; one that got to its end was"
+        f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
+        " uniformly from the time that the undisturbed training takes. After each kill"
+        " the same command was run again in the same directory; one that got to its end was"
         " compared with the undisturbed training: the same names of files, so that"
         " nothing is left over, and the same content of every JSON file but for"
         f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",

@@ -10,6 +10,7 @@ of Theorem 1; outside them, a scan shows what breaks first. Everywhere ‖w*‖ 
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import time
 from typing import Annotated, Any
 
@@ -35,10 +36,10 @@ def parts(config: studies.Config) -> dict[str, Callable[[], Any]]:
   }
   for penalty in studies.PENALTIES:
     for ordering in studies.ORDERINGS:
-      found[f"inside-{penalty}-{ordering}"] = lambda p=penalty, o=ordering: (
-        studies.inside(config, p, o)
+      found[f"inside-{penalty}-{ordering}"] = functools.partial(
+        studies.inside, config, penalty, ordering
       )
-    found[f"outside-{penalty}"] = lambda p=penalty: studies.outside(config, p)
+    found[f"outside-{penalty}"] = functools.partial(studies.outside, config, penalty)
   return found
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.core import backend, results
+from experiments.core import results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +55,17 @@ def run(
 
   Args:
     name: of the experiment.
-    commands: what it runs, or several by the word that chooses one; "" needs none.
+    commands: what it runs, or several by the word that chooses one; "" is the first.
     arguments: of the command line.
   """
   prog = f"python -m experiments {name}"
-  command = commands
   if isinstance(commands, Mapping):
     word = arguments[0] if arguments and arguments[0] in commands else ""
     if word:
       prog, arguments = f"{prog} {word}", arguments[1:]
-    command = commands.get(word, commands[next(iter(commands))])
-  backend.reuse_freed_memory()
+    command = commands[word]
+  else:
+    command = commands
   try:
     tyro.cli(command, prog=prog, args=arguments)
   except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:

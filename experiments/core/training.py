@@ -29,7 +29,7 @@ _REFRESH_SECONDS = 0.5
 
 # From the params, what else the network has (such as batch statistics) and a batch of
 # inputs to logits (n, classes) and what else it has afterwards.
-Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+Forward = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
 
 class Examples(NamedTuple):
@@ -453,9 +453,8 @@ def fit(
       console.print(_format(metrics))
       state = state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
       record = Record([*record.epochs, metrics], time.monotonic() - clock)
-      if epoch + 1 == epochs or (
-        checkpoint_epochs and not (epoch + 1) % checkpoint_epochs
-      ):
+      due = checkpoint_epochs and not (epoch + 1) % checkpoint_epochs
+      if epoch + 1 == epochs or due:
         run.save(state, record)
   return state, record
 

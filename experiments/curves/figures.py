@@ -5,7 +5,6 @@ import itertools
 import pathlib
 from typing import Any
 
-from experiments import datasets
 from experiments.core import plots, results
 from experiments.curves import paper, path, report
 from experiments.curves.config import Config
@@ -17,9 +16,7 @@ Blocks = Mapping[str, Sequence[dict[str, Any]]]
 def draw(data: str, blocks: Blocks, directory: pathlib.Path) -> list[pathlib.Path]:
   """Draws what there are results for, and returns the paths of the figures."""
   files = [directory / f"{data}-samples.png"]
-  report.draw_samples(
-    Examples(*datasets.samples(data, 32)), files[0], Config().class_names
-  )
+  report.draw_own_samples(data, files[0])
   if blocks["path"]:
     files.append(directory / f"{data}-path.png")
     draw_path(data, blocks, files[-1])

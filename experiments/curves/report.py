@@ -13,6 +13,7 @@ from experiments.core import plots, results
 from experiments.core.tables import percent, table
 from experiments.core.training import Examples
 from experiments.curves import paper
+from experiments.curves.config import Config
 
 
 def write(
@@ -36,8 +37,9 @@ def write(
   draw_weights(result, files["-weights.png"])
   samples = directory / f"{source}-samples.png"
   if images is None:
-    images = Examples(*datasets.samples(source, 32))
-  draw_samples(images, samples, result["data"]["classes"])
+    draw_own_samples(source, samples)
+  else:
+    draw_samples(images, samples, result["data"]["classes"])
   return [*files.values(), samples]
 
 
@@ -237,6 +239,11 @@ def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
   panel.set_xticks([zero, *ticks], ["0", *(f"$10^{{{n}}}$" for n in ticks)])
   panel.legend(loc="upper center", ncols=2, fontsize=8)
   panel.set_ylim(top=2e7)
+
+
+def draw_own_samples(name: str, path: pathlib.Path) -> None:
+  """`draw_samples` of one of the project's own sets."""
+  draw_samples(Examples(*datasets.samples(name, 32)), path, Config().class_names)
 
 
 def draw_samples(

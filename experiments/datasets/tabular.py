@@ -1,4 +1,4 @@
-"""DIGITS, PENDIGITS and Sensorless Drive Diagnosis: their files and how to read them."""
+"""DIGITS, PENDIGITS and Sensorless Drive Diagnosis, and how to read their files."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

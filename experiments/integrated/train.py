@@ -426,12 +426,12 @@ class Cell:
       return self.run.once("grid", at_once)
     title = f"{self.config.problem.title}, {self.config.method.title}: grid"
     shown = rich.progress.track(wanted, title, console=results.console, transient=True)
+
+    def point(one: Point) -> dict[str, Any]:
+      return self._trained(one, self.search, epochs)[1]
+
     return [
-      self.run.once(
-        f"grid-{point.name}",
-        lambda point=point: self._trained(point, self.search, epochs)[1],
-      )
-      for point in shown
+      self.run.once(f"grid-{one.name}", functools.partial(point, one)) for one in shown
     ]
 
   def finals(

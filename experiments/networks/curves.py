@@ -21,6 +21,7 @@ class PooledConv(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Feature maps (n, h / 2, w / 2, outputs) of (n, h, w, inputs)."""
     return nnx.relu(pooled_conv3x3(x, self.kernel[...]) + self.bias[...])
 
 

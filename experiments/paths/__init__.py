@@ -1,7 +1,8 @@
 """Whole regularisation paths by one compiled program; see docs/paths.md."""
 
 import dataclasses
-from typing import Annotated
+import functools
+from typing import Annotated, Any
 
 import tyro
 
@@ -28,19 +29,17 @@ def main(
   directory = places.run("paths")
   folder = places.report("paths", directory)
   data = train.load_data(places.data_dir)
+
+  def timed(epochs: int) -> dict[str, Any]:
+    return {"epochs": epochs, "rounds": train.timed(config, epochs, data)}
+
   with Run(directory, config) as run:
     result = results.result(
       "paths",
       config,
       None,
       times=[
-        run.once(
-          f"times-{epochs}",
-          lambda epochs=epochs: {
-            "epochs": epochs,
-            "rounds": train.timed(config, epochs, data),
-          },
-        )
+        run.once(f"times-{epochs}", functools.partial(timed, epochs))
         for epochs in (config.epochs, config.long_epochs)
       ],
       vmap=train.uses_vmap(vmap),

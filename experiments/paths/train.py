@@ -101,7 +101,7 @@ def initial_params(config: Config, seeds: jax.Array) -> nnx.State:
   return jax.vmap(lambda seed: nnx.state(network(config, seed), nnx.Param))(seeds)
 
 
-def training(method: Method, config: Config, epochs: int) -> Run:
+def whole(method: Method, config: Config, epochs: int) -> Run:
   """A whole training with its test, as a function that can be traced.
 
   Args:
@@ -211,7 +211,7 @@ def timed(config: Config, epochs: int, data: Data) -> list[dict[str, float]]:
     "loop" and "vmap" compile and run the path, "loop again" and "vmap again" run it
     a second time.
   """
-  run = training(METHODS[0], config, epochs)
+  run = whole(METHODS[0], config, epochs)
   path = lams(METHODS[0], config)
   params = initial_params(config, jnp.zeros(config.points, jnp.int32))
 
@@ -256,7 +256,7 @@ def accuracies(
   out = {}
   for method in METHODS:
     path = lams(method, config)
-    run = training(method, config, config.long_epochs)
+    run = whole(method, config, config.long_epochs)
     way = at_once(run) if uses_vmap(vmap) else in_a_loop(run)
     seeds = jnp.tile(jnp.arange(config.seeds), config.points)
     params = initial_params(config, seeds)
