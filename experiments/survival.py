@@ -229,9 +229,9 @@ def markdown(result: dict[str, Any]) -> str:
         "# Runs that survive",
         f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
         " uniformly from the time that the undisturbed training takes. After each kill"
-        " the same command was run again in the same directory; one that got to its end was"
-        " compared with the undisturbed training: the same names of files, so that"
-        " nothing is left over, and the same content of every JSON file but for"
+        " the same command was run again in the same directory; one that got to its"
+        " end was compared with the undisturbed training: the same names of files, so"
+        " that nothing is left over, and the same content of every JSON file but for"
         f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
         table(head, rows),
         results.footer([result]),
