@@ -131,7 +131,7 @@ def footer(found: Sequence[Mapping[str, Any]]) -> str:
   time = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"
   hardware = [one["hardware"] for one in found]
   machines = listed(
-    f"{h['cores']} cores of {h['processor']}"
+    f"{h['cores']} core{'s' * (h['cores'] > 1)} of {h['processor']}"
     if h["backend"] == "cpu"
     else f"{len(h['devices'])} × {h['devices'][0]}"
     for h in hardware

@@ -40,8 +40,9 @@ def main(
   folder = places.report("curves", directory)
   if config.validation_size or config.images:
     folder = directory
-  test = train.load_data(config, places.data_dir).test
-  results.show(report.write(result, folder, test))
+  other = config.images or config.shaky_font
+  images = train.load_data(config, places.data_dir).test if other else None
+  results.show(report.write(result, folder, images))
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
