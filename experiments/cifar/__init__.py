@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.cifar import config as configs
-from experiments.cifar import cost as costs
 from experiments.cifar import report, train
 from experiments.core import backend, cli, results
 from experiments.core.run import Run
@@ -26,8 +25,7 @@ def main(
 
   Rows are trained one after another. Run again after a kill, the same command goes
   on and ends with the same numbers. A run differs from the full one by the flags of
-  its size alone, such as `--width 0.125 --epochs 10 --train-size 2000`. Before the
-  options, `cost` measures what one full-size step needs on this machine.
+  its size alone, such as `--width 0.125 --epochs 10 --train-size 2000`.
 
   Args:
     settings: the size of a training, and what all rows have in common.
@@ -64,24 +62,9 @@ def main(
   results.show(files)
 
 
-def cost(
-  settings: Annotated[configs.Settings, tyro.conf.OmitArgPrefixes],
-  places: cli.Common,
-) -> None:
-  """Measures what one full-size step of each network needs on this machine.
-
-  Args:
-    settings: the size of a training.
-    places: where it writes `cost.json`.
-  """
-  folder = places.report("cifar", pathlib.Path("runs", "cifar"))
-  found = costs.full_size(settings)
-  results.announce([results.write_json(folder / "cost.json", found)])
-
-
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes all tables and figures of the results in a folder again."""
   return [file for size in sorted(folder.glob("*/")) for file in report.write(size)]
 
 
-COMMANDS = {"": main, "cost": cost}
+COMMANDS = main

@@ -39,8 +39,7 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and the figures of all rows whose results are there.
 
   Args:
-    directory: with `{row}.json` for each finished row, all with the same settings;
-      `cost.json` is looked for there and in the directory above.
+    directory: with `{row}.json` for each finished row, all with the same settings.
 
   Returns:
     The paths of what was written.
@@ -52,9 +51,7 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   }
   if not results:
     return []
-  costs = [folder / "cost.json" for folder in (directory, directory.parent)]
-  cost = next((results_.read(file) for file in costs if file.exists()), None)
-  text = markdown(results, cost)
+  text = markdown(results)
   files = [results_.write_atomically(directory / "tables.md", text)]
   for table_name in configs.TABLES:
     for name, found in _by_network(results, table_name).items():
@@ -76,13 +73,8 @@ def _by_network(results: Results, table_name: str) -> dict[str, Results]:
   return dict(out)
 
 
-def markdown(results: Results, cost: dict[str, Any] | None) -> str:
-  """All tables, with the paper's numbers beside ours.
-
-  Args:
-    results: those that there are, by name.
-    cost: of `cost.full_size`, if it has been measured.
-  """
+def markdown(results: Results) -> str:
+  """All tables of the results that there are, the paper's numbers beside ours."""
   first = next(iter(results.values()))
   settings = configs.Settings(**first["config"]["settings"])
   parts = [f"# CIFAR-10{', reduced size' if settings.reduced else ''}"]
@@ -112,8 +104,6 @@ def markdown(results: Results, cost: dict[str, Any] | None) -> str:
       "At the end of every epoch w was overwritten by u and the momentum restarted, as"
       " in the authors' released code."
     )
-  if cost is not None:
-    parts.append(_cost(cost))
   parts.append(results_.footer(list(results.values())))
   return "\n\n".join(parts) + "\n"
 
@@ -202,47 +192,6 @@ def _protocol(settings: configs.Settings) -> str:
     " schedule of Zhu & Gupta (2017), for gradual magnitude pruning and for RVSM alike,"
     f" which there has beta such that beta times the learning rate is"
     f" {configs.TARGET_PULL:g} throughout."
-  )
-
-
-def _cost(cost: dict[str, Any]) -> str:
-  hardware, settings = cost["hardware"], cost["config"]["settings"]
-  rows, operations, days = [], 0.0, 0.0
-  for network, one in cost["networks"].items():
-    steps, seconds = one["steps"], one["seconds_per_step"]
-    trainings = sum(row.network == network for row in configs.ROWS.values())
-    operations += trainings * steps * one["flops"]
-    days += trainings * steps * seconds / 86400
-    rows.append(
-      [
-        _NETWORKS[network],
-        f"{steps:,}",
-        f"{one['flops'] / 1e9:,.0f}",
-        f"{one['flops'] * steps / 1e15:,.1f}",
-        f"{one['bytes']['peak'] / 2**30:.2f}",
-        f"{seconds:.1f}",
-        f"{seconds * steps / 86400:.1f}",
-      ]
-    )
-  header = [
-    "one row at full size",
-    "steps",
-    "GFLOP per step",
-    "PFLOP in all",
-    "memory in GiB",
-    "s per step here",
-    "days here",
-  ]
-  return (
-    "## What the full tables need\n\n"
-    + table(header, rows)
-    + f"\n\nOne training of {settings['epochs']} epochs in batches of"
-    f" {settings['batch_size']} at full width, RVSM with l0, {settings['precision']}:"
-    " operations and memory (weights, momentum, u, gradients, activations, without"
-    " 0.15 GiB of images) as the compiler counts them; the time is the"
-    f" {one['clock']} of the faster of two steps on {hardware['cores']} core(s) of"
-    f" {hardware['processor']} ({hardware['backend']}). All {len(configs.ROWS)} rows:"
-    f" {operations / 1e15:,.0f} PFLOP, {days:,.0f} days here."
   )
 
 
