@@ -194,7 +194,7 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch):
     assert (tmp_path / f"{figure}.png").stat().st_size > 1000
   assert re.search(r"^\| l1 +\| +20 \|", text, re.MULTILINE)
   # Finished parts are not run again.
-  monkeypatch.setattr(studies, "inside", None)
+  monkeypatch.setattr(studies, "inside", pytest.fail)
   (tmp_path / "convergence.md").unlink()
   command.main(config, places)
   assert (tmp_path / "convergence.md").read_text().split("Time")[0] == text.split(

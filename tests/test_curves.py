@@ -296,7 +296,7 @@ def test_a_finished_run_is_read_not_trained(micro, monkeypatch):
 def test_the_network_is_kept(micro):
   result, directory = micro
   network = export.load(directory / "network.safetensors")
-  zeros = rvsm_jax.sparsity(network["dense"]["kernel"])
+  zeros = rvsm_jax.sparsity(network["dense/kernel"])
   assert float(zeros) == result["final"]["zeros"]["u"]
 
 

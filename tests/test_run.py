@@ -449,7 +449,7 @@ def test_the_ways_to_train_agree():
   found = {}
   for whole in (False, True):
     step = one.compiled(data, rates[0], whole_epochs=whole)
-    state = one.init(params, rates[0])
+    state = one.init(jnp.copy(params), rates[0])
     for epoch in order:
       for batch in [epoch] if whole else epoch:
         state = step.call(state, batch)
