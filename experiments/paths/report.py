@@ -102,7 +102,7 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
   """Draws accuracy against sparsity for each path."""
   with plots.figure(path, width=6.4, height=4.2) as grid:
     axes = grid[0, 0]
-    for marker, (title, found) in zip("osD", result["paths"].items(), strict=True):
+    for marker, (title, found) in zip("osD", result["paths"].items(), strict=False):
       accuracy, sparsity = np.array(found["accuracy"]), np.array(found["zeros"])
       mean = accuracy.mean(axis=1)
       spread = np.abs(np.stack([accuracy.min(axis=1), accuracy.max(axis=1)]) - mean)
