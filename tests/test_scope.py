@@ -254,7 +254,7 @@ def test_no_array_of_all_weights_is_made():
 
 
 def test_errors_name_what_is_wrong():
-.*'leaf', 'all'.*"):
+  with pytest.raises(ValueError, match=r"scope must be one of .* got 'whole'"):
     rvsm_jax.cardinality(0.5, scope="whole")
   with pytest.raises(ValueError, match=r"step must be a scalar .* got shape \(2,\)"):
     ALL.prox([jnp.ones(2)], jnp.ones(2))
