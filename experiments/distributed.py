@@ -148,14 +148,16 @@ def train(
     return training.updated(forward, tx, state, batch)
 
   @jax.jit
-  def measured(state: training.TrainState) -> tuple[jax.Array, jax.Array]:
+  def measured(
+    state: training.TrainState, held: Examples
+  ) -> tuple[jax.Array, jax.Array]:
     logits, _ = forward(state.sparse, (), held.x)
     found = jnp.sum(jnp.argmax(logits, axis=-1) == held.y) / len(test_y)
     return found, measure.zeros(state.sparse)
 
   def metrics(state: training.TrainState) -> dict[str, float]:
     # All processes compute what one of them prints.
-    accuracy, zeros = map(float, measured(state))
+    accuracy, zeros = map(float, measured(state, held))
     return {"test_accuracy": accuracy, "zeros": zeros}
 
   with jax.set_mesh(mesh):
