@@ -49,6 +49,11 @@ from rvsm_jax._proximal import (
   proximal_adam,
   proximal_sgd,
 )
+from rvsm_jax._pruning import (
+  MagnitudePruningState,
+  keep_zeros,
+  magnitude_pruning,
+)
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
 from rvsm_jax._sets import cardinality, nonnegative
 from rvsm_jax._sparse_params import sparse_params
@@ -62,6 +67,7 @@ __version__ = "0.1.0"
 
 __all__ = (
   "ADMMState",
+  "MagnitudePruningState",
   "Penalty",
   "PenaltyGradientState",
   "ProximalAdamState",
@@ -84,6 +90,7 @@ __all__ = (
   "hard_threshold",
   "integrated_tl1",
   "integrated_tl1_schedule",
+  "keep_zeros",
   "kernels",
   "l0",
   "l1",
@@ -92,6 +99,7 @@ __all__ = (
   "layer_index",
   "log_penalty",
   "lp",
+  "magnitude_pruning",
   "mcp",
   "neurons_removed",
   "nonnegative",
