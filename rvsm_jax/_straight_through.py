@@ -1,10 +1,10 @@
 r"""Gradients at the sparse point, applied to dense latent weights.
 
-What the params become is :math:`\mathrm{fl}(u + \mathrm{fl}(u' - u))`, by an update that
-is a difference and an addition of the caller's. `landed` is that map. Taken once, its
-result is a number that it leaves as it is, so that the latent weights are rounded to
-such numbers before the proximal map sees them: what the map keeps or sends to zero, the
-params then have exactly.
+After an update from w to x the params are :math:`\mathrm{fl}(w + \mathrm{fl}(x - w))`,
+since updates are differences that the caller adds. That is not always x, but an update
+from w to what it is, :func:`_landed`, leads there. So the latent weights move to such
+numbers only, seen from where they were: what the map keeps or sends to zero is then
+exactly what the params become, whether they were zero or not.
 """
 
 from collections.abc import Callable
@@ -59,10 +59,10 @@ def straight_through(
     update leads from dense params to sparse ones.
 
   .. note::
-    Params are exactly :math:`\mathrm{prox}(v)` after `optax.apply_updates`, if it
-    keeps an entry or sends it to zero: a sum u + (u' - u) is not u' in all its digits,
-    and v is rounded to what the sum can give. Maps that shrink or quantise agree to
-    the rounding of one such sum.
+    After `optax.apply_updates` zeros are exactly 0.0, and the params exactly
+    :math:`\mathrm{prox}(v)` for maps that keep an entry or send it to zero: v is
+    rounded to numbers that a sum u + (u' - u) can give. With maps that shrink or
+    quantise, params and :math:`\mathrm{prox}(v)` differ by the rounding of that sum.
 
   Args:
     optimizer: any optimizer, or chain of transformations. Its params are v, so that
@@ -87,15 +87,15 @@ def straight_through(
     >>> import jax.numpy as jnp
     >>> import optax
     >>> import rvsm_jax
-    >>> tx = rvsm_jax.straight_through(optax.sgd(0.1), rvsm_jax.l0(), step=0.5)
-    >>> params = jnp.array([3.0, 0.9])
+    >>> tx = rvsm_jax.straight_through(optax.sgd(0.25), rvsm_jax.l0(), step=0.5)
+    >>> params = jnp.array([3.0, 0.75])
     >>> state = tx.init(params)
     >>> for _ in range(2):
     ...   updates, state = tx.update(jnp.array([1.0, -1.0]), state, params)
     ...   params = optax.apply_updates(params, updates)
     ...   print(params, state.latent)
-    [2.9 0. ] [2.9 1. ]
-    [2.8 1.1] [2.8 1.1]
+    [2.75 0.  ] [2.75 1.  ]
+    [2.5  1.25] [2.5  1.25]
 
   References:
     Lin et al., `Dynamic Model Pruning with Feedback`, 2020. Cai, Osher & Shen,
@@ -124,7 +124,8 @@ def by_latent(
   """
   if not isinstance(optimizer, optax.GradientTransformation):
     raise TypeError(
-      f"optimizer must be an Optax optimizer, such as optax.sgd(0.1), got {optimizer!r}."
+      "optimizer must be an Optax optimizer, such as optax.sgd(0.1), got"
+      f" {optimizer!r}."
     )
   optimizer = optax.with_extra_args_support(optimizer)
 
@@ -151,27 +152,26 @@ def by_latent(
       updates, state.inner_state, dense, **extra_args
     )
 
-    def move(w: jax.Array, v: jax.Array, d: jax.Array | None) -> Any:
-      return optax.MaskedNode() if d is None else landed(w, optax.apply_updates(v, d))
+    def move(_: jax.Array, v: jax.Array, d: jax.Array | None) -> Any:
+      return optax.MaskedNode() if d is None else _landed(v, optax.apply_updates(v, d))
 
-    latent = _masks.map_selected(
-      move, _masks.drop, mask, params, state.latent, updates
-    )
+    latent = _masks.map_selected(move, _masks.drop, mask, params, state.latent, updates)
     new = sparse(latent, _masks.pick(mask, params), state.count)
-
-    def remember(w: jax.Array, v: jax.Array, z: Any, u: Any) -> jax.Array:
-      return v if isinstance(z, optax.MaskedNode) else remainder(w, z, u)
-
-    latent = _masks.map_selected(
-      remember, _masks.drop, mask, params, state.latent, latent, new
-    )
     updates = _masks.map_selected(
-      lambda w, d, u: None if d is None else difference(w, u),
+      lambda w, d, u: None if d is None else _difference(w, u),
       _masks.keep,
       mask,
       params,
       updates,
       new,
+    )
+    latent = _masks.map_selected(
+      lambda _, v, z: v if isinstance(z, optax.MaskedNode) else z,
+      _masks.drop,
+      mask,
+      params,
+      state.latent,
+      latent,
     )
     count = optax.safe_increment(state.count)
     return updates, StraightThroughState(count, latent, inner_state)
@@ -187,20 +187,14 @@ def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
   return jax.lax.reduce_precision(x, to.nexp, to.nmant)
 
 
-def difference(w: jax.Array, x: jax.Array) -> jax.Array:
+def _difference(w: jax.Array, x: jax.Array) -> jax.Array:
   """The update from w to x."""
   wide = _validate.compute_dtype(w.dtype)
   return _rounded(x.astype(wide) - w.astype(wide), w.dtype).astype(w.dtype)
 
 
-def landed(w: jax.Array, x: jax.Array) -> jax.Array:
+def _landed(w: jax.Array, x: jax.Array) -> jax.Array:
   """What w is after the update from it to x."""
   wide = _validate.compute_dtype(w.dtype)
-  step = difference(w, x).astype(wide)
-  return _rounded(w.astype(wide) + step, w.dtype).astype(w.dtype)
-
-
-def remainder(w: jax.Array, z: jax.Array, u: jax.Array) -> jax.Array:
-  """The latent z, shifted as the params will miss its image u."""
-  miss = landed(w, u) - u
-  return jnp.where(miss == 0, z, z + miss)
+  sum_ = w.astype(wide) + _difference(w, x).astype(wide)
+  return _rounded(sum_, w.dtype).astype(w.dtype)
