@@ -57,6 +57,7 @@ from rvsm_jax._pruning import (
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
 from rvsm_jax._sets import cardinality, nonnegative
 from rvsm_jax._sparse_params import sparse_params
+from rvsm_jax._straight_through import StraightThroughState, straight_through
 from rvsm_jax._thresholds import (
   hard_threshold,
   soft_threshold,
@@ -73,6 +74,7 @@ __all__ = (
   "ProximalAdamState",
   "ProximalState",
   "RVSMState",
+  "StraightThroughState",
   "TargetSparsityState",
   "add_penalty_gradient",
   "admm",
@@ -120,6 +122,7 @@ __all__ = (
   "sparsity_by_scale",
   "sparsity_schedule",
   "step_for_threshold",
+  "straight_through",
   "target_sparsity",
   "threshold_for_step",
   "transformed_l1",
