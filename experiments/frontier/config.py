@@ -14,8 +14,6 @@ SHARES = (0.80, 0.90, 0.95, 0.98, 0.99)
 # Where a ramp begins, as a share of the training.
 _BEGIN = 0.1
 
-Optimizer = optax.GradientTransformation
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -69,7 +67,7 @@ class Setting(NamedTuple):
   value: Any
 
   @property
-  def sgd(self) -> Optimizer:
+  def sgd(self) -> optax.GradientTransformation:
     """The optimizer of all methods."""
     return optax.sgd(self.rate, self.momentum, nesterov=True)
 
@@ -85,19 +83,21 @@ class Setting(NamedTuple):
 
   def by_share(
     self,
-    make: Callable[[rvsm_jax.Penalty], Optimizer],
+    make: Callable[[rvsm_jax.Penalty], optax.GradientTransformation],
     scope: Any,
     end: Any,
-  ) -> Optimizer:
+  ) -> optax.GradientTransformation:
     """A transformation with a `cardinality` whose share rises as the ramp."""
 
     @optax.inject_hyperparams
-    def at(sparsity: jax.Array) -> Optimizer:
+    def at(sparsity: jax.Array) -> optax.GradientTransformation:
       return make(rvsm_jax.cardinality(sparsity, scope=scope))
 
     return at(self.ramp(end))
 
-  def by_lam(self, make: Callable[[jax.Array], Optimizer], end: Any) -> Optimizer:
+  def by_lam(
+    self, make: Callable[[jax.Array], optax.GradientTransformation], end: Any
+  ) -> optax.GradientTransformation:
     """A transformation whose lam is moved until there are as many zeros."""
     return rvsm_jax.target_sparsity(make, self.ramp(end), mask=rvsm_jax.kernels)
 
@@ -121,7 +121,7 @@ class Method:
   group: str
   hyper: str
   values: tuple[float, ...]
-  make: Callable[[Setting], Optimizer]
+  make: Callable[[Setting], optax.GradientTransformation]
 
 
 _ENDS = (0.3, 0.5, 0.7, 0.85)
@@ -131,13 +131,13 @@ _MASK: dict[str, Any] = {"mask": rvsm_jax.kernels}
 _END = 0.5
 
 
-def _cut_and_tuned(s: Setting) -> Optimizer:
+def _cut_and_tuned(s: Setting) -> optax.GradientTransformation:
   """One cut in mid-training; then the support is trained on."""
   share = lambda count: jnp.where(count >= s.value * s.steps, s.share, 0.0)  # noqa: E731
   return optax.chain(s.sgd, rvsm_jax.magnitude_pruning(share, every=1))
 
 
-def _pruning(scope: Any) -> Callable[[Setting], Optimizer]:
+def _pruning(scope: Any) -> Callable[[Setting], optax.GradientTransformation]:
   return lambda s: optax.chain(
     s.sgd, rvsm_jax.magnitude_pruning(s.ramp(s.value), scope=scope)
   )
@@ -148,8 +148,8 @@ def _pull(s: Setting) -> Callable[[jax.Array], jax.Array]:
   return lambda count: s.value / s.rate(count)
 
 
-def _rvsm_by_share(scope: Any) -> Callable[[Setting], Optimizer]:
-  def make(s: Setting) -> Optimizer:
+def _rvsm_by_share(scope: Any) -> Callable[[Setting], optax.GradientTransformation]:
+  def make(s: Setting) -> optax.GradientTransformation:
     split = lambda penalty: rvsm_jax.rvsm(  # noqa: E731
       s.rate, penalty, lam=1.0, beta=_pull(s), **_MASK
     )
@@ -158,8 +158,10 @@ def _rvsm_by_share(scope: Any) -> Callable[[Setting], Optimizer]:
   return make
 
 
-def _rvsm_by_lam(penalty: rvsm_jax.Penalty) -> Callable[[Setting], Optimizer]:
-  def make(s: Setting) -> Optimizer:
+def _rvsm_by_lam(
+  penalty: rvsm_jax.Penalty,
+) -> Callable[[Setting], optax.GradientTransformation]:
+  def make(s: Setting) -> optax.GradientTransformation:
     # lam times beta, so that lam alone is the step of the prox.
     split = lambda lam: rvsm_jax.rvsm(  # noqa: E731
       s.rate, penalty, lam=lambda n: lam * _pull(s)(n), beta=_pull(s), **_MASK
@@ -169,7 +171,7 @@ def _rvsm_by_lam(penalty: rvsm_jax.Penalty) -> Callable[[Setting], Optimizer]:
   return make
 
 
-def _through_by_share(scope: Any) -> Callable[[Setting], Optimizer]:
+def _through_by_share(scope: Any) -> Callable[[Setting], optax.GradientTransformation]:
   return lambda s: s.by_share(
     lambda penalty: rvsm_jax.straight_through(s.sgd, penalty, step=1.0, **_MASK),
     scope,
@@ -177,20 +179,22 @@ def _through_by_share(scope: Any) -> Callable[[Setting], Optimizer]:
   )
 
 
-def _through_by_lam(penalty: rvsm_jax.Penalty) -> Callable[[Setting], Optimizer]:
+def _through_by_lam(
+  penalty: rvsm_jax.Penalty,
+) -> Callable[[Setting], optax.GradientTransformation]:
   return lambda s: s.by_lam(
     lambda lam: rvsm_jax.straight_through(s.sgd, penalty, step=lam, **_MASK), s.value
   )
 
 
-def _proximal(s: Setting) -> Optimizer:
+def _proximal(s: Setting) -> optax.GradientTransformation:
   step = lambda lam: rvsm_jax.proximal(  # noqa: E731
     s.rate, rvsm_jax.transformed_l1(s.value), lam=lam, **_MASK
   )
   return optax.chain(s.sgd, s.by_lam(step, _END))
 
 
-def _admm(s: Setting) -> Optimizer:
+def _admm(s: Setting) -> optax.GradientTransformation:
   split = lambda penalty: rvsm_jax.admm(  # noqa: E731
     s.rate, penalty, rho=s.value, **_MASK
   )
