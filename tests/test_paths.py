@@ -111,7 +111,8 @@ class TestExperiment:
 
     config, data = small
     traces = []
-    for method in train.METHODS:
+    # The others are compared above, by the library's own loop.
+    for method in train.METHODS[:1]:
       run = train.whole(method, config, epochs=2)
 
       def counted(*arguments, run=run):
