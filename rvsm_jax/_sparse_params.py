@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import optax
 
-from rvsm_jax import _admm, _masks, _rvsm
+from rvsm_jax import _admm, _fista, _masks, _rvsm
 
-_CARRIERS = (_rvsm.RVSMState, _admm.ADMMState)
+_CARRIERS = (_rvsm.RVSMState, _admm.ADMMState, _fista.FistaState)
 
 
 def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -16,7 +16,7 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
   Args:
     opt_state: a state in which, at any depth and in any wrapper (chain, masked,
       partition, MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`),
-      stands one or more states of :func:`rvsm` or :func:`admm`.
+      stands one or more states of :func:`rvsm`, :func:`admm` or :func:`fista`.
     params: the current params.
 
   Returns:
@@ -38,8 +38,8 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
   states = carriers(opt_state)
   if not states:
     raise ValueError(
-      f"opt_state carries no auxiliary weights: found no RVSMState or ADMMState in a"
-      f" {type(opt_state).__name__}; pass the state of a chain with one."
+      "opt_state carries no auxiliary weights: found no RVSMState, ADMMState or"
+      f" FistaState in a {type(opt_state).__name__}; pass the state of one of these."
     )
   found: dict[tuple[str, ...], jax.Array] = {}
   for state in states:
@@ -79,7 +79,7 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
 
 
 def carriers(opt_state: optax.OptState) -> list[Any]:
-  """The states of :func:`rvsm` and :func:`admm` within `opt_state`."""
+  """The states of :func:`rvsm`, :func:`admm` and :func:`fista` within `opt_state`."""
 
   def is_carrier(node: Any) -> bool:
     return isinstance(node, _CARRIERS)

@@ -49,3 +49,13 @@ def proximal_update(
   new = penalty.prox(w.astype(dtype) + d.astype(dtype), step)
   # Rounded before the difference is taken, which is then exact at zeros.
   return (new.astype(w.dtype).astype(dtype) - w.astype(dtype)).astype(w.dtype)
+
+
+def prox(penalty: _penalty.Penalty, tree: Any, step: ArrayLike) -> Any:
+  """The proximal map of each leaf of `tree`."""
+  return jax.tree.map(lambda x: penalty.prox(x, step), tree)
+
+
+def value(penalty: _penalty.Penalty, tree: Any) -> jax.Array:
+  """The penalty of `tree`: the sum over its leaves."""
+  return sum(jax.tree.leaves(jax.tree.map(penalty.value, tree)), jnp.zeros(()))
