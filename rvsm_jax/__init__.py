@@ -50,9 +50,15 @@ from rvsm_jax._proximal import (
   proximal_adam,
   proximal_sgd,
 )
+from rvsm_jax._pruning import (
+  MagnitudePruningState,
+  keep_zeros,
+  magnitude_pruning,
+)
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
 from rvsm_jax._sets import cardinality, nonnegative
 from rvsm_jax._sparse_params import sparse_params
+from rvsm_jax._straight_through import StraightThroughState, straight_through
 from rvsm_jax._thresholds import (
   hard_threshold,
   soft_threshold,
@@ -64,11 +70,13 @@ __version__ = "0.1.0"
 __all__ = (
   "ADMMState",
   "FistaState",
+  "MagnitudePruningState",
   "Penalty",
   "PenaltyGradientState",
   "ProximalAdamState",
   "ProximalState",
   "RVSMState",
+  "StraightThroughState",
   "TargetSparsityState",
   "add_penalty_gradient",
   "admm",
@@ -87,6 +95,7 @@ __all__ = (
   "hard_threshold",
   "integrated_tl1",
   "integrated_tl1_schedule",
+  "keep_zeros",
   "kernels",
   "l0",
   "l1",
@@ -95,6 +104,7 @@ __all__ = (
   "layer_index",
   "log_penalty",
   "lp",
+  "magnitude_pruning",
   "mcp",
   "neurons_removed",
   "nonnegative",
@@ -115,6 +125,7 @@ __all__ = (
   "sparsity_by_scale",
   "sparsity_schedule",
   "step_for_threshold",
+  "straight_through",
   "target_sparsity",
   "threshold_for_step",
   "transformed_l1",

@@ -305,7 +305,8 @@ def fista(
     objective = state.objective
     if objective is not None:
       penalised = _picked(mask, params, trial.point)
-      found = trial.value + weight * _transform.value(penalty, penalised)
+      cost = weight * _transform.value(penalty, penalised)
+      found = trial.value + cost.astype(dtype)
       rises = found > objective + 8 * eps * jnp.abs(objective)
       moved &= ~(rises & (t > 1))
       objective = jnp.where(moved, found, objective)
@@ -422,7 +423,8 @@ def _difference(a: Any, b: Any) -> Any:
 def _inner(a: Any, b: Any) -> jax.Array:
   """The inner product: a sum, because a `dot` has few digits on accelerators."""
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-  return sum((jnp.sum(_wide(x) * _wide(y)) for x, y in pairs), jnp.zeros([]))
+  products = [jnp.sum(_wide(x) * _wide(y)) for x, y in pairs]
+  return functools.reduce(jnp.add, products)
 
 
 def _all_finite(value: jax.Array, grad: optax.Updates) -> jax.Array:
