@@ -317,7 +317,7 @@ def fista(
       return x if new is None else jnp.where(broken, jnp.nan, jnp.where(moved, new, x))
 
     u = jax.tree.map(iterate, state.u, trial.point)
-    progress = _difference(u, state.u)
+    progress = _difference(_where_given(grad, u), state.u)
     next_t = (1 + jnp.sqrt(1 + 4 * t * t)) / 2
     go = moved
     if restart:
@@ -326,12 +326,11 @@ def fista(
       go = jnp.zeros_like(moved)
     inertia = jnp.where(go, (t - 1) / next_t, 0)
 
-    def update(w: jax.Array, x: jax.Array, g: Any, p: jax.Array) -> jax.Array | None:
-      if g is None:
+    def update(w: jax.Array, x: jax.Array, p: jax.Array | None) -> jax.Array | None:
+      if p is None:
         return None
       y = _wide(x) + inertia * p
-      # Rounded before the difference is taken, which is then exact at zeros.
-      return (_wide(y.astype(w.dtype)) - _wide(w)).astype(w.dtype)
+      return _transform.towards(w, y)
 
     growth = jnp.clip(
       jnp.where(trial.ratio > 0, _SAFETY / trial.ratio, jnp.inf),
@@ -345,7 +344,7 @@ def fista(
     )
     known = jnp.inf if accelerated else jnp.where(moved, trial.value, jnp.inf)
     residual = jnp.where(moved, trial.length / trial.step, jnp.inf)
-    return jax.tree.map(update, params, u, grad, progress), FistaState(
+    return jax.tree.map(update, params, u, progress), FistaState(
       count=optax.safe_increment(state.count),
       u=u,
       momentum=jnp.where(go, next_t, 1),

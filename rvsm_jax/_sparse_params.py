@@ -19,9 +19,9 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
   network themselves, as with :func:`proximal`, they are what it returns.
 
   Args:
-    opt_state: a state of an optimizer, in which states of :func:`rvsm` or
-      :func:`admm` are found at any depth and in any wrapper (chain, masked, partition,
-      MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`).
+    opt_state: a state of an optimizer, in which states of :func:`rvsm`, :func:`admm`
+      or :func:`fista` are found at any depth and in any wrapper (chain, masked,
+      partition, MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`).
     params: the current params.
 
   Returns:
