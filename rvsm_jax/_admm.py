@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _masks, _penalties, _rvsm, _validate
+from rvsm_jax import _masks, _penalty, _transform, _validate
 
 
 class ADMMState(NamedTuple):
@@ -27,7 +27,7 @@ class ADMMState(NamedTuple):
 
 def admm(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   rho: ArrayLike,
   mask: _masks.Mask = None,
@@ -74,16 +74,15 @@ def admm(
     Dinh & Xin, `Convergence of a Relaxed Variable Splitting Method for Learning
     Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties`, 2020.
   """
-  _penalties.check_penalty(penalty)
-  learning_rate = _rvsm.as_schedule("learning_rate", learning_rate)
+  _penalty.check_penalty(penalty)
+  learning_rate = _transform.as_schedule("learning_rate", learning_rate)
   _validate.check_positive("rho", rho)
   step = 1 / rho
 
   def init_fn(params: optax.Params) -> ADMMState:
     # Copies, because params and state may both be donated.
-    u = _masks.map_selected(
-      lambda w: jnp.array(penalty.prox(w, step), copy=True), _masks.drop, mask, params
-    )
+    u = _transform.prox(penalty, _masks.pick(mask, params), step)
+    u = jax.tree.map(lambda x: jnp.array(x, copy=True), u)
     dual = _masks.map_selected(jnp.zeros_like, _masks.drop, mask, params)
     return ADMMState(jnp.zeros([], jnp.int32), u, dual)
 
@@ -98,7 +97,7 @@ def admm(
     rate = learning_rate(state.count) * rho
 
     updates = _masks.map_selected(
-      lambda w, d, u, y: _rvsm.pulled(w, d, u - y, rate),
+      lambda w, d, u, y: _transform.pulled(w, d, u - y, rate),
       _masks.keep,
       mask,
       params,
@@ -106,10 +105,9 @@ def admm(
       state.u,
       state.dual,
     )
-    new = _rvsm.moved(params, updates)
-    u = _masks.map_selected(
-      lambda w, y: penalty.prox(w + y, step), _masks.drop, mask, new, state.dual
-    )
+    new = _transform.moved(params, updates)
+    shifted = _masks.map_selected(jnp.add, _masks.drop, mask, new, state.dual)
+    u = _transform.prox(penalty, shifted, step)
     dual = _masks.map_selected(
       lambda w, y, u: y + w - u, _masks.drop, mask, new, state.dual, u
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rvsm_jax import _masks, _metrics, _rvsm, _sparse_params, _validate
+from rvsm_jax import _masks, _metrics, _sparse_params, _transform, _validate
 
 # A proportional and integral controller of log(lam). The average makes it stable where
 # sparsity follows lam at once, the proportional part where it follows late.
@@ -162,7 +162,7 @@ def target_sparsity(
       "make_tx must be a function from lam to a transformation, such as"
       f" `lambda lam: proximal_sgd(..., lam=lam)`, got {make_tx!r}."
     )
-  schedule = _rvsm.as_schedule("sparsity", sparsity, _validate.check_share)
+  schedule = _transform.as_schedule("sparsity", sparsity, _validate.check_share)
   _validate.check_positive("gain", gain)
   _validate.check(
     "bounds",
@@ -234,7 +234,5 @@ def _share_of_zeros(
 ) -> jax.Array:
   """The zeros of the sparse network, over the leaves that the mask selects."""
   picked = jax.tree.leaves(_masks.selected(mask, params))
-  if _sparse_params.carriers(state):
-    params = _sparse_params.sparse_params(state, params)
-  leaves = jax.tree.leaves(params)
+  leaves = jax.tree.leaves(_sparse_params.sparse_params(state, params))
   return _metrics.sparsity([x for x, p in zip(leaves, picked, strict=True) if p])

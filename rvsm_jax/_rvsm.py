@@ -4,7 +4,6 @@ RVSM trains :math:`f(w) + \lambda P(u) + \tfrac\beta2 \|w - u\|^2`: a gradient s
 w, which is pulled towards u, and a proximal step for u, whose zeros are exact.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 import optax
 
-from rvsm_jax import _masks, _penalties, _validate
+from rvsm_jax import _masks, _penalty, _transform, _validate
 
 
 class RVSMState(NamedTuple):
@@ -28,39 +27,9 @@ class RVSMState(NamedTuple):
   u: Any
 
 
-def as_schedule(
-  name: str,
-  value: optax.ScalarOrSchedule,
-  check: Callable[[str, Any], None] = _validate.check_nonnegative,
-) -> optax.Schedule:
-  """A schedule from a number, which is checked, or from a schedule, which is not."""
-  if callable(value):
-    return value
-  check(name, value)
-  return lambda count: value
-
-
-def pulled(
-  w: jax.Array, d: jax.Array | None, target: jax.Array, rate: ArrayLike
-) -> jax.Array | None:
-  """The update d of w with a pull towards `target`; None where there is no d."""
-  if d is None:
-    return None
-  dtype = _validate.compute_dtype(w.dtype)
-  pull = jnp.asarray(rate).astype(dtype) * (w.astype(dtype) - target.astype(dtype))
-  return (d.astype(dtype) - pull).astype(w.dtype)
-
-
-def moved(params: optax.Params, updates: optax.Updates) -> optax.Params:
-  """`optax.apply_updates` that lets leaves without an update stay."""
-  return jax.tree.map(
-    lambda w, d: w if d is None else optax.apply_updates(w, d), params, updates
-  )
-
-
 def rvsm(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   beta: optax.ScalarOrSchedule,
@@ -140,12 +109,12 @@ def rvsm(
     Dinh & Xin, `Convergence of a Relaxed Variable Splitting Method for Learning
     Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties`, 2020.
   """
-  _penalties.check_penalty(penalty)
-  learning_rate = as_schedule("learning_rate", learning_rate)
-  lam = as_schedule("lam", lam)
-  beta = as_schedule("beta", beta, _validate.check_positive)
-  _check_choice("normalize", normalize, (None, "leaf", "global"))
-  _check_choice("ordering", ordering, ("gauss_seidel", "jacobi"))
+  _penalty.check_penalty(penalty)
+  learning_rate = _transform.as_schedule("learning_rate", learning_rate)
+  lam = _transform.as_schedule("lam", lam)
+  beta = _transform.as_schedule("beta", beta, _validate.check_positive)
+  _validate.check_choice("normalize", normalize, (None, "leaf", "global"))
+  _validate.check_choice("ordering", ordering, ("gauss_seidel", "jacobi"))
   if not carry_u and ordering == "jacobi":
     raise ValueError(
       'carry_u=False needs ordering="gauss_seidel", got "jacobi", whose u is not a'
@@ -154,23 +123,21 @@ def rvsm(
   if u_dtype is not None and not jnp.issubdtype(u_dtype, jnp.floating):
     raise TypeError(f"u_dtype must be a floating point dtype or None, got {u_dtype!r}.")
 
-  repeats = penalty.prox in _penalties.CHEAP_MAPS
+  repeats = _penalty.is_cheap(penalty)
 
-  def split(w: jax.Array, count: jax.Array) -> jax.Array:
+  def split(params: optax.Params, count: jax.Array) -> Any:
     weight, stiffness = lam(count), beta(count)
     # Schedules may both start at zero: no penalty, whatever the stiffness.
     step = jnp.where(jnp.asarray(weight) > 0, weight / stiffness, 0)
-    u = penalty.prox(w, step)
-    return u if u_dtype is None else u.astype(u_dtype)
+    u = _transform.prox(penalty, _masks.pick(mask, params), step)
+    return u if u_dtype is None else optax.tree.cast(u, u_dtype)
 
   def init_fn(params: optax.Params) -> RVSMState:
     count = jnp.zeros([], jnp.int32)
     u = None
     if carry_u:
       # A copy, because params and state may both be donated.
-      u = _masks.map_selected(
-        lambda w: jnp.array(split(w, count), copy=True), _masks.drop, mask, params
-      )
+      u = jax.tree.map(lambda x: jnp.array(x, copy=True), split(params, count))
     return RVSMState(count, u)
 
   def update_fn(
@@ -186,33 +153,28 @@ def rvsm(
     # It costs less to repeat the cheapest maps than to read u from memory.
     repeated = state.u is None or (repeats and ordering == "gauss_seidel")
 
-    def pull(w: jax.Array, d: jax.Array | None, u: jax.Array) -> jax.Array | None:
-      return pulled(w, d, split(w, state.count) if repeated else u, rate)
-
-    u = params if state.u is None else state.u
-    updates = _masks.map_selected(pull, _masks.keep, mask, params, updates, u)
+    u = split(params, state.count) if repeated else state.u
+    updates = _masks.map_selected(
+      lambda w, d, u: _transform.pulled(w, d, u, rate),
+      _masks.keep,
+      mask,
+      params,
+      updates,
+      u,
+    )
     if normalize is not None:
       updates = _normalized(updates, params, mask, whole=normalize == "global")
     count = optax.safe_increment(state.count)
     if not carry_u:
       return updates, RVSMState(count, None)
-    new = params if ordering == "jacobi" else moved(params, updates)
-
-    def renewed(w: jax.Array, old: jax.Array) -> jax.Array:
+    new = params if ordering == "jacobi" else _transform.moved(params, updates)
+    u = split(new, count)
+    if repeated:
       # The condition is never false, but u in it makes XLA write over the donated u.
-      return (
-        jnp.where(count >= 0, split(w, count), old) if repeated else split(w, count)
-      )
-
-    u = _masks.map_selected(renewed, _masks.drop, mask, new, state.u)
+      u = jax.tree.map(lambda x, old: jnp.where(count >= 0, x, old), u, state.u)
     return updates, RVSMState(count, u)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-  if value not in choices:
-    raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
 
 
 def _normalized(
@@ -243,7 +205,7 @@ def _normalized(
 
 def rvsm_sgd(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   beta: optax.ScalarOrSchedule,

@@ -55,6 +55,17 @@ def check_share(name: str, value: Any) -> None:
   check(name, value, "a number in [0, 1]", lambda v: (v >= 0) & (v <= 1))
 
 
+def check_count(name: str, value: Any) -> None:
+  """Raises unless `value` is a whole number >= 1."""
+  check(name, value, "a whole number >= 1", lambda v: (v >= 1) & (v % 1 == 0))
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+  """Raises unless `value` is one of `choices`."""
+  if value not in choices:
+    raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+
+
 def float_array(name: str, x: Any) -> jax.Array:
   """`x` as a JAX array of real floating point numbers.
 

@@ -180,7 +180,7 @@ class Settings:
       f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
       for name, value in self.changes.items()
     )
-    return " ".join(["python -m experiments.cifar", *flags])
+    return " ".join(["python -m experiments cifar", *flags])
 
   @property
   def name(self) -> str:
