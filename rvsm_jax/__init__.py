@@ -56,7 +56,7 @@ from rvsm_jax._pruning import (
   magnitude_pruning,
 )
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
-from rvsm_jax._sets import cardinality, nonnegative
+from rvsm_jax._sets import cardinality, nm_sparsity, nonnegative
 from rvsm_jax._sparse_params import sparse_params
 from rvsm_jax._straight_through import StraightThroughState, straight_through
 from rvsm_jax._thresholds import (
@@ -107,6 +107,7 @@ __all__ = (
   "magnitude_pruning",
   "mcp",
   "neurons_removed",
+  "nm_sparsity",
   "nonnegative",
   "nuclear",
   "parameter_ratio",

@@ -120,6 +120,69 @@ def cardinality(
   return _penalty.Penalty(joint_value, _penalty.ProximalMap(joint_prox, joint=True))
 
 
+def nm_sparsity(n: int, m: int, axis: int = -2) -> _penalty.Penalty:
+  r"""Indicator of at most n entries of any m that follow each other along an axis.
+
+  N:M sparsity, 2:4 for one. Its prox, for any step > 0, keeps the n largest
+  magnitudes of each m and drops the others; of equal magnitudes the first are kept.
+  The default axis is the one that a kernel of Flax, (..., in, out), contracts, which
+  is what hardware asks for. `rvsm_jax.export.pack_nm` stores the result.
+
+  This library promises no speed of it: JAX has removed its product with 2:4 matrices.
+
+  Args:
+    n: how many may stay, an integer from 1 to `m`.
+    m: size of the blocks, an integer `>= 1` that divides the length of the axis.
+    axis: along which entries follow each other.
+
+  Returns:
+    The penalty.
+
+  Raises:
+    TypeError: if an argument is no integer.
+    ValueError: for n or m out of range or, when value or prox are traced, for an array
+      without that axis or one whose length m does not divide.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> kernel = jnp.array([[3.0], [-1.0], [2.0], [0.5]])
+    >>> print(rvsm_jax.nm_sparsity(2, 4).prox(kernel, 1.0).T)
+    [[3. 0. 2. 0.]]
+
+  References:
+    Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From
+    Scratch <https://arxiv.org/abs/2102.04010>`_, 2021.
+  """
+  _validate.check_nm(n, m, axis)
+
+  def value(x: jax.Array) -> jax.Array:
+    filled = jnp.sum(_validate.blocks(x, m, axis) != 0, axis=-1)
+    return jnp.where(jnp.all(filled <= n), jnp.zeros((), x.dtype), jnp.inf)
+
+  def prox(x: jax.Array, step: jax.Array) -> jax.Array:
+    del step
+    blocks = _validate.blocks(x, m, axis)
+    bits = _magnitude_bits(blocks)
+    place = jnp.arange(m)
+    larger = jnp.zeros(blocks.shape, int)
+    for i in range(m):
+      other = bits[..., i : i + 1]
+      larger += (other > bits) | ((other == bits) & (i < place))
+    kept = jnp.where(larger < n, blocks, 0)
+    return jnp.moveaxis(kept.reshape(jnp.moveaxis(x, axis, -1).shape), -1, axis)
+
+  return _penalty.Penalty(
+    _penalty.wide_value(value), _penalty.whole_prox(prox, "nm_sparsity")
+  )
+
+
+def _magnitude_bits(x: jax.Array) -> jax.Array:
+  """Unsigned integers that are ordered as the magnitudes are."""
+  # Those of subnormal numbers too, which a comparison of floats may take for zero.
+  return jax.lax.bitcast_convert_type(jnp.abs(x), f"uint{jnp.finfo(x.dtype).bits}")
+
+
 def _wide(x: ArrayLike) -> jax.Array:
   x = _validate.float_array("x", x)
   return x.astype(_validate.compute_dtype(x.dtype))
@@ -139,12 +202,8 @@ def _size(leaves: Sequence[jax.Array]) -> int:
 def _largest(leaves: Sequence[jax.Array], kept: ArrayLike) -> list[jax.Array]:
   """The leaves with all but the `kept` largest entries of them together zero."""
   dtype = jnp.result_type(*leaves)
-  # Non-negative floating point numbers are ordered as their bits are.
   width = jnp.finfo(dtype).bits
-  bits = [
-    jax.lax.bitcast_convert_type(jnp.abs(x.astype(dtype)), f"uint{width}")
-    for x in leaves
-  ]
+  bits = [_magnitude_bits(x.astype(dtype)) for x in leaves]
   cut = _largest_cut(bits, kept, width - 1)
   above, ties = [b > cut for b in bits], [b == cut for b in bits]
   # Of those as large as the cut, the first ones.
