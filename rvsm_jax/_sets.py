@@ -73,24 +73,16 @@ def cardinality(
   _validate.check_share("sparsity", sparsity)
   _validate.check_choice("scope", scope, ("leaf", "all"))
 
-  def dropped(size: int) -> Any:
-    known = _validate.concrete(sparsity)
-    if known is not None:
-      # 0.07 * 100 is a little above 7, and means 7.
-      return math.ceil(float(known) * size * (1 - 1e-12))
-    share = jnp.asarray(sparsity)
-    return jnp.ceil(share * size * (1 - jnp.finfo(share.dtype).eps)).astype(int)
-
   def value(tree: Any) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     zeros = sum(jnp.sum(x == 0) for x in leaves)
-    enough = zeros >= dropped(_size(leaves))
+    enough = zeros >= _dropped(sparsity, _size(leaves))
     return jnp.where(enough, jnp.zeros((), jnp.result_type(*leaves)), jnp.inf)
 
   def prox(tree: Any, step: jax.Array) -> Any:
     del step
     leaves, structure = jax.tree.flatten(tree)
-    kept = _size(leaves) - dropped(_size(leaves))
+    kept = _size(leaves) - _dropped(sparsity, _size(leaves))
     return jax.tree.unflatten(structure, _largest(leaves, kept))
 
   if scope == "leaf":
@@ -118,6 +110,44 @@ def cardinality(
     )
 
   return _penalty.Penalty(joint_value, _penalty.ProximalMap(joint_prox, joint=True))
+
+
+def largest(tree: Any, sparsity: ArrayLike, floor: float) -> Any:
+  """All but the share `sparsity` of smallest magnitude of all leaves together.
+
+  Each leaf keeps at least the share `floor` of what it would have if all had the same
+  sparsity, if there is enough for that.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  if not leaves:
+    return tree
+  wide = [_wide(x) for x in leaves]
+  size = _size(wide)
+  kept = size - _dropped(sparsity, size)
+  density = floor * jnp.where((1 - floor) * kept >= len(wide), kept / size, 0)
+
+  def ranked(x: jax.Array) -> jax.Array:
+    own = jnp.ceil(density * x.size).astype(int)
+    return jnp.where(_largest([x], own)[0] != 0, jnp.inf, x)
+
+  kept_of = _largest([ranked(x) for x in wide], kept)
+  return jax.tree.unflatten(
+    structure,
+    [
+      jnp.where((k != 0) | ~jnp.isfinite(x), x, 0)
+      for x, k in zip(leaves, kept_of, strict=True)
+    ],
+  )
+
+
+def _dropped(sparsity: ArrayLike, size: int) -> Any:
+  """The number of entries that a share is, of so many."""
+  known = _validate.concrete(sparsity)
+  if known is not None:
+    # 0.07 * 100 is a little above 7, and means 7.
+    return math.ceil(float(known) * size * (1 - 1e-12))
+  share = jnp.asarray(sparsity)
+  return jnp.ceil(share * size * (1 - jnp.finfo(share.dtype).eps)).astype(int)
 
 
 def _wide(x: ArrayLike) -> jax.Array:
