@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _masks, _pruning, _sets, _straight_through, _validate
+from rvsm_jax import _masks, _sets, _straight_through, _validate
 
 
 class Recipe(NamedTuple):
@@ -136,7 +136,7 @@ def with_recipe(
     return jax.lax.cond(
       is_choice(count),
       lambda: _sets.largest(latent, share(count), recipe.floor),
-      lambda: jax.tree.map(_on_support, latent, params),
+      lambda: jax.tree.map(_on_support, params, latent),
     )
 
   inner = _straight_through.by_latent(
@@ -154,7 +154,9 @@ def with_recipe(
 
     # So that norms of all gradients are those of the weights that still train.
     def on_support(w: jax.Array, g: jax.Array | None) -> jax.Array | None:
-      return None if g is None else jnp.where(settled, _pruning.stay_zero(w, g), g)
+      if g is None:
+        return None
+      return jnp.where(settled & (w == 0) & ~jnp.isnan(g), 0, g)
 
     updates = _masks.map_selected(on_support, _masks.keep, mask, params, updates)
     return inner.update(updates, state, params, **extra_args)
@@ -166,5 +168,5 @@ def _float32(x: Any) -> jax.Array:
   return jnp.asarray(x, jnp.float32)
 
 
-def _on_support(v: jax.Array, w: Any) -> jax.Array:
-  return jnp.where(w == 0, 0, v)
+def _on_support(w: jax.Array, v: Any) -> Any:
+  return v if isinstance(v, optax.MaskedNode) else jnp.where(w == 0, 0, v)
