@@ -13,6 +13,7 @@ EXPERIMENTS = {
   "convergence": "Dinh & Xin (2020), the theory",
   "cifar": "Dinh & Xin (2020), section 6: VGG-16 and ResNet-18 on CIFAR-10",
   "integrated": "Ma et al. (2019): integrated transformed l1",
+  "frontier": "accuracy against zeros, ours and pruning",
   "paths": "whole regularisation paths by one compiled program",
   "benchmark": "speed and memory of the transformations",
   "compaction": "networks without their dead units",

@@ -19,6 +19,7 @@ from rvsm_jax._controller import (
 )
 from rvsm_jax._cutoff import step_for_threshold, threshold_for_step
 from rvsm_jax._diagnostics import critical_point_residual, lagrangian
+from rvsm_jax._fista import FistaState, fista
 from rvsm_jax._group_thresholds import block_soft_threshold
 from rvsm_jax._groups import (
   combined_group_exclusive,
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 
 __all__ = (
   "ADMMState",
+  "FistaState",
   "MagnitudePruningState",
   "Penalty",
   "PenaltyGradientState",
@@ -88,6 +90,7 @@ __all__ = (
   "elastic_net",
   "exclusive_lasso",
   "exclusive_lasso_one_step",
+  "fista",
   "flop_ratio",
   "group_lasso",
   "hard_threshold",

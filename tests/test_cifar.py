@@ -359,18 +359,6 @@ def test_the_learning_rate_falls_tenfold_at_epochs_80_120_and_160(batch_size, pe
   np.testing.assert_allclose(rates, peak * np.array(expected), rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [20, 990, 78_000])
-def test_the_sparsity_rises_as_a_cubic_to_its_target(steps):
-  schedule = configs.cubic_sparsity(0.95, steps)
-  shares = np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
-  assert np.all(np.diff(shares) >= 0)
-  assert np.all(shares[: steps // 20] == 0)
-  assert np.all(shares[round(0.35 * steps) + steps // 500 + 1 :] == np.float32(0.95))
-  middle = round(0.2 * steps)
-  np.testing.assert_allclose(shares[middle], 0.95 * (1 - 0.5**3), atol=0.03)
-  assert len(np.unique(shares)) <= 0.3 * 500 + 2
-
-
 @pytest.mark.parametrize("name", ["vgg16-pruning95", "vgg16-cardinality95"])
 def test_rows_with_a_target_end_at_it(name):
   steps = 40

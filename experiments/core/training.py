@@ -80,6 +80,23 @@ def epoch_order(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarray
   return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def reshuffled(
+  seed: Any, chosen: NDArray[np.integer], shape: tuple[int, int, int]
+) -> NDArray[np.int32]:
+  """Indices for all batches, of some of the examples, shuffled each time.
+
+  Args:
+    seed: of the order.
+    chosen: the numbers of those that are trained on; they are gone through as often
+      as it takes.
+    shape: (epochs, steps, batch_size).
+  """
+  count = int(np.prod(shape))
+  rng = np.random.default_rng(seed)
+  rounds = [rng.permutation(chosen) for _ in range(-(-count // len(chosen)))]
+  return np.concatenate(rounds)[:count].astype(np.int32).reshape(shape)
+
+
 @jax.jit
 def _count_not_finite(tree: Any) -> jax.Array:
   return sum(

@@ -115,17 +115,10 @@ def _padded(examples: Examples, size: int) -> Examples:
 def batches(
   config: configs.Config, split: Split, epochs: int, seed: int
 ) -> NDArray[np.int32]:
-  """Numbers of the examples of every step, (epochs, steps, batch_size).
-
-  An epoch has as many steps as one on all examples, also where fewer are chosen:
-  these are gone through more often, shuffled each time.
-  """
+  """Those of a training; an epoch has as many steps as one on all examples."""
   size = config.problem.batch_size
-  steps = len(split.examples.y) // size
-  rounds = -(-epochs * steps * size // len(split.chosen))
-  rng = np.random.default_rng((seed, 1))
-  order = np.concatenate([rng.permutation(split.chosen) for _ in range(rounds)])
-  return order[: epochs * steps * size].astype(np.int32).reshape(epochs, steps, size)
+  shape = (epochs, len(split.examples.y) // size, size)
+  return training.reshuffled((seed, 1), split.chosen, shape)
 
 
 class Point(NamedTuple):
