@@ -58,6 +58,7 @@ from rvsm_jax._pruning import (
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
 from rvsm_jax._sets import cardinality, nm_sparsity, nonnegative
 from rvsm_jax._sparse_params import sparse_params
+from rvsm_jax._sparsify import sparsify
 from rvsm_jax._straight_through import StraightThroughState, straight_through
 from rvsm_jax._thresholds import (
   hard_threshold,
@@ -122,6 +123,7 @@ __all__ = (
   "soft_threshold",
   "sparse_group_lasso",
   "sparse_params",
+  "sparsify",
   "sparsity",
   "sparsity_by_scale",
   "sparsity_schedule",
