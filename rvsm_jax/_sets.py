@@ -73,24 +73,16 @@ def cardinality(
   _validate.check_share("sparsity", sparsity)
   _validate.check_choice("scope", scope, ("leaf", "all"))
 
-  def dropped(size: int) -> Any:
-    known = _validate.concrete(sparsity)
-    if known is not None:
-      # 0.07 * 100 is a little above 7, and means 7.
-      return math.ceil(float(known) * size * (1 - 1e-12))
-    share = jnp.asarray(sparsity)
-    return jnp.ceil(share * size * (1 - jnp.finfo(share.dtype).eps)).astype(int)
-
   def value(tree: Any) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     zeros = sum(jnp.sum(x == 0) for x in leaves)
-    enough = zeros >= dropped(_size(leaves))
+    enough = zeros >= _dropped(sparsity, _size(leaves))
     return jnp.where(enough, jnp.zeros((), jnp.result_type(*leaves)), jnp.inf)
 
   def prox(tree: Any, step: jax.Array) -> Any:
     del step
     leaves, structure = jax.tree.flatten(tree)
-    kept = _size(leaves) - dropped(_size(leaves))
+    kept = _size(leaves) - _dropped(sparsity, _size(leaves))
     return jax.tree.unflatten(structure, _largest(leaves, kept))
 
   if scope == "leaf":
@@ -120,6 +112,47 @@ def cardinality(
   return _penalty.Penalty(joint_value, _penalty.ProximalMap(joint_prox, joint=True))
 
 
+def largest(tree: Any, sparsity: ArrayLike, floor: float) -> Any:
+  """All but the share `sparsity` of smallest magnitude of all leaves together.
+
+  Each leaf keeps about the share `floor` at least of what it would keep if all had the
+  same sparsity, where there are enough entries for that.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  if not leaves:
+    return tree
+  wide = [_wide(x) for x in leaves]
+  size = _size(wide)
+  kept = size - _dropped(sparsity, size)
+  density = floor * jnp.where((1 - floor) * kept >= len(wide), kept / size, 0)
+
+  bits, width = _bits(wide)
+  own = [jnp.ceil(density * x.size).astype(int) for x in wide]
+  cuts = _largest_cuts([[b] for b in bits], own, width)
+  ranked = [
+    jnp.where((b >= cut) & (x != 0), jnp.inf, x)
+    for x, b, cut in zip(wide, bits, cuts, strict=True)
+  ]
+  kept_of = _largest(ranked, kept)
+  return jax.tree.unflatten(
+    structure,
+    [
+      jnp.where((k != 0) | ~jnp.isfinite(x), x, 0)
+      for x, k in zip(leaves, kept_of, strict=True)
+    ],
+  )
+
+
+def _dropped(sparsity: ArrayLike, size: int) -> Any:
+  """The number of entries that a share is, of so many."""
+  known = _validate.concrete(sparsity)
+  if known is not None:
+    # 0.07 * 100 is a little above 7, and means 7.
+    return math.ceil(float(known) * size * (1 - 1e-12))
+  share = jnp.asarray(sparsity)
+  return jnp.ceil(share * size * (1 - jnp.finfo(share.dtype).eps)).astype(int)
+
+
 def _wide(x: ArrayLike) -> jax.Array:
   x = _validate.float_array("x", x)
   return x.astype(_validate.compute_dtype(x.dtype))
@@ -138,14 +171,8 @@ def _size(leaves: Sequence[jax.Array]) -> int:
 
 def _largest(leaves: Sequence[jax.Array], kept: ArrayLike) -> list[jax.Array]:
   """The leaves with all but the `kept` largest entries of them together zero."""
-  dtype = jnp.result_type(*leaves)
-  # Non-negative floating point numbers are ordered as their bits are.
-  width = jnp.finfo(dtype).bits
-  bits = [
-    jax.lax.bitcast_convert_type(jnp.abs(x.astype(dtype)), f"uint{width}")
-    for x in leaves
-  ]
-  cut = _largest_cut(bits, kept, width - 1)
+  bits, width = _bits(leaves)
+  (cut,) = _largest_cuts([bits], [kept], width)
   above, ties = [b > cut for b in bits], [b == cut for b in bits]
   # Of those as large as the cut, the first ones.
   larger, equal = _total(zip(above, ties, strict=True))
@@ -160,12 +187,24 @@ def _largest(leaves: Sequence[jax.Array], kept: ArrayLike) -> list[jax.Array]:
   last = jax.lax.cond(
     equal == missing,
     lambda: jnp.ones((), integer),
-    lambda: _largest_cut(places, missing, size.bit_length()),
+    lambda: _largest_cuts([places], [missing], size.bit_length())[0],
   )
   return [
     jnp.where(up | (place >= last), x, 0)
     for x, up, place in zip(leaves, above, places, strict=True)
   ]
+
+
+def _bits(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], int]:
+  """Magnitudes as unsigned integers of the same order, and their number of bits."""
+  dtype = jnp.result_type(*leaves)
+  # Non-negative floating point numbers are ordered as their bits are.
+  width = jnp.finfo(dtype).bits
+  bits = [
+    jax.lax.bitcast_convert_type(jnp.abs(x.astype(dtype)), f"uint{width}")
+    for x in leaves
+  ]
+  return bits, width - 1
 
 
 def _total(masks: Iterable[Sequence[jax.Array]]) -> list[jax.Array]:
@@ -174,19 +213,25 @@ def _total(masks: Iterable[Sequence[jax.Array]]) -> list[jax.Array]:
   return [sum(of_mask[1:], of_mask[0]) for of_mask in zip(*counts, strict=True)]
 
 
-def _largest_cut(keys: Sequence[jax.Array], kept: ArrayLike, width: int) -> jax.Array:
-  """The largest number of `width` bits that at least `kept` of the keys reach.
+def _largest_cuts(
+  groups: Sequence[Sequence[jax.Array]], kept: Sequence[ArrayLike], width: int
+) -> list[jax.Array]:
+  """For each group the largest number of `width` bits that its `kept` keys reach.
 
-  The keys are unsigned. With `kept = 0` the number can be larger than `width` bits.
+  The keys are unsigned. With none kept the number can be larger than `width` bits.
   """
-  digit, integer = 3, keys[0].dtype
+  digit, integer = 3, groups[0][0].dtype
 
-  def refine(i: jax.Array, cut: jax.Array) -> jax.Array:
+  def refine(i: jax.Array, cuts: list[jax.Array]) -> list[jax.Array]:
     # The last digit may overlap the one before, whose bits it then leaves alone.
     shift = jnp.maximum(width - digit * (i + 1), 0).astype(integer)
-    higher = [cut + (jnp.asarray(d, integer) << shift) for d in range(1, 2**digit)]
-    reached = _total([key >= c for c in higher] for key in keys)
-    raised = sum((count >= kept).astype(integer) for count in reached)
-    return cut + (raised << shift)
 
-  return jax.lax.fori_loop(0, -(-width // digit), refine, jnp.zeros((), integer))
+    def raised(keys: Sequence[jax.Array], wanted: ArrayLike, cut: jax.Array) -> Any:
+      higher = [cut + (jnp.asarray(d, integer) << shift) for d in range(1, 2**digit)]
+      reached = _total([key >= c for c in higher] for key in keys)
+      return cut + (sum((n >= wanted).astype(integer) for n in reached) << shift)
+
+    return [raised(*group) for group in zip(groups, kept, cuts, strict=True)]
+
+  cuts = [jnp.zeros((), integer) for _ in groups]
+  return jax.lax.fori_loop(0, -(-width // digit), refine, cuts)
