@@ -250,8 +250,8 @@ MUTANTS = (
     ),
     (
       "log_penalty: a local minimiser",
-      "inside = jnp.where(convex, x > kappa * g, better & (4 * kappa <= total * total))",
-      "inside = jnp.where(convex, x > kappa * g, 4 * kappa <= total * total)",
+      "x > kappa * g, better & (4 * kappa <= total * total))",
+      "x > kappa * g, 4 * kappa <= total * total)",
       "prox_global.py::test_separable_prox_is_the_global_minimiser",
     ),
     (
@@ -407,8 +407,7 @@ MUTANTS = (
       "cardinality: of equal magnitudes the last are kept",
       "place = left - jnp.arange(x.size, dtype=integer).reshape(x.shape)",
       "place = 1 + jnp.arange(x.size, dtype=integer).reshape(x.shape)",
-      "prox_global.py"
-      "::test_cardinality_keeps_the_largest_and_of_equal_ones_the_first",
+      "prox_global.py::test_cardinality_keeps_the_largest_and_of_equal_ones_the_first",
     ),
     (
       "cardinality: share rounded down",
@@ -420,8 +419,7 @@ MUTANTS = (
       "nonnegative: the other sign",
       "jnp.where((x < 0) & (step > 0), 0, x)",
       "jnp.where((x > 0) & (step > 0), 0, x)",
-      "prox_global.py::test_separable_prox_is_the_global_minimiser"
-      " prox_properties.py",
+      "prox_global.py::test_separable_prox_is_the_global_minimiser prox_properties.py",
     ),
   ),
   *_of(
@@ -574,10 +572,9 @@ MUTANTS = (
     ),
     (
       "straight_through: latent weights not rounded to what params become",
-      "else _landed(v, optax.apply_updates(v, d))",
-      "else optax.apply_updates(v, d)",
-      "straight_through.py"
-      "::test_params_are_exactly_the_image_of_the_latent_weights",
+      "return _landed(v, optax.apply_updates(v, d))",
+      "return optax.apply_updates(v, d)",
+      "straight_through.py::test_params_are_exactly_the_image_of_the_latent_weights",
     ),
     (
       "straight_through: latent weights not copied",
@@ -675,7 +672,7 @@ def examine(mutant: Mutant, whole: bool, seconds: float) -> dict[str, str | None
         )
       except subprocess.TimeoutExpired:
         return {"killed_by": f"{stage[0]} (no end)"}
-      if run.returncode == 1 or (run.returncode == 2 and killer(run.stdout)):
+      if run.returncode == 1:
         return {"killed_by": killer(run.stdout)}
       if run.returncode:
         raise RuntimeError(f"{mutant.name}: {run.stdout[-2000:]}{run.stderr[-2000:]}")

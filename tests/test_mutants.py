@@ -1,4 +1,4 @@
-"""The script that injects defects: each of them still is one, and it tells the killer."""
+"""The script that injects defects: each still is one, and it tells the killer."""
 
 import ast
 
