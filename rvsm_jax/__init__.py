@@ -19,6 +19,7 @@ from rvsm_jax._controller import (
 )
 from rvsm_jax._cutoff import step_for_threshold, threshold_for_step
 from rvsm_jax._diagnostics import critical_point_residual, lagrangian
+from rvsm_jax._fista import FistaState, fista
 from rvsm_jax._group_thresholds import block_soft_threshold
 from rvsm_jax._groups import (
   combined_group_exclusive,
@@ -55,8 +56,9 @@ from rvsm_jax._pruning import (
   magnitude_pruning,
 )
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
-from rvsm_jax._sets import cardinality, nonnegative
+from rvsm_jax._sets import cardinality, nm_sparsity, nonnegative
 from rvsm_jax._sparse_params import sparse_params
+from rvsm_jax._sparsify import sparsify
 from rvsm_jax._straight_through import StraightThroughState, straight_through
 from rvsm_jax._thresholds import (
   hard_threshold,
@@ -68,6 +70,7 @@ __version__ = "0.1.0"
 
 __all__ = (
   "ADMMState",
+  "FistaState",
   "MagnitudePruningState",
   "Penalty",
   "PenaltyGradientState",
@@ -87,6 +90,7 @@ __all__ = (
   "elastic_net",
   "exclusive_lasso",
   "exclusive_lasso_one_step",
+  "fista",
   "flop_ratio",
   "group_lasso",
   "hard_threshold",
@@ -104,6 +108,7 @@ __all__ = (
   "magnitude_pruning",
   "mcp",
   "neurons_removed",
+  "nm_sparsity",
   "nonnegative",
   "nuclear",
   "parameter_ratio",
@@ -118,6 +123,7 @@ __all__ = (
   "soft_threshold",
   "sparse_group_lasso",
   "sparse_params",
+  "sparsify",
   "sparsity",
   "sparsity_by_scale",
   "sparsity_schedule",

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import optax
 
-from rvsm_jax import _admm, _masks, _rvsm
+from rvsm_jax import _admm, _fista, _masks, _rvsm
 
 
 def _is_carrier(node: Any) -> bool:
-  return isinstance(node, _rvsm.RVSMState | _admm.ADMMState)
+  return isinstance(node, _rvsm.RVSMState | _admm.ADMMState | _fista.FistaState)
 
 
 def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -19,9 +19,9 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
   network themselves, as with :func:`proximal`, they are what it returns.
 
   Args:
-    opt_state: a state of an optimizer, in which states of :func:`rvsm` or
-      :func:`admm` are found at any depth and in any wrapper (chain, masked, partition,
-      MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`).
+    opt_state: a state of an optimizer, in which states of :func:`rvsm`, :func:`admm`
+      or :func:`fista` are found at any depth and in any wrapper (chain, masked,
+      partition, MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`).
     params: the current params.
 
   Returns:

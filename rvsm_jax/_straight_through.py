@@ -116,11 +116,13 @@ def by_latent(
   optimizer: optax.GradientTransformation,
   sparse: Callable[[Any, optax.Params, jax.Array], Any],
   mask: _masks.Mask,
+  feedback: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
   """Latent weights that `optimizer` moves, and params that are their sparse image.
 
   `sparse` maps new latent weights, the old params, both without the leaves that are
-  not selected, and the number of updates before to the new params.
+  not selected, and the number of updates before to the new params. `feedback` scales
+  the updates of the latent weights of which the param is zero.
   """
   if not isinstance(optimizer, optax.GradientTransformation):
     raise TypeError(
@@ -152,8 +154,12 @@ def by_latent(
       updates, state.inner_state, dense, **extra_args
     )
 
-    def move(_: jax.Array, v: jax.Array, d: jax.Array | None) -> Any:
-      return optax.MaskedNode() if d is None else _landed(v, optax.apply_updates(v, d))
+    def move(w: jax.Array, v: jax.Array, d: jax.Array | None) -> Any:
+      if d is None:
+        return optax.MaskedNode()
+      if feedback != 1:
+        d = jnp.where(w == 0, feedback * d, d)
+      return _landed(v, optax.apply_updates(v, d))
 
     latent = _masks.map_selected(move, _masks.drop, mask, params, state.latent, updates)
     new = sparse(latent, _masks.pick(mask, params), state.count)
