@@ -112,7 +112,7 @@ class Method:
     group: whose it is: "dense", "pruning", what others do, or "ours".
     hyper: what `values` are of.
     values: of the hyperparameter, of which one is chosen for each share of zeros; as
-      many for every method.
+      many for every method that has one.
     make: from a setting to the optimizer.
   """
 
@@ -249,6 +249,10 @@ METHODS = {
     Method(
       *("proximal-tl1", "proximal, TL1", "ours", "a", (0.01, 0.1, 1.0, 10.0)),
       _proximal,
+    ),
+    Method(
+      *("sparsify", "sparsify, as it is", "ours", "–", (0.0,)),
+      lambda s: rvsm_jax.sparsify(s.sgd, s.share, steps=s.steps),
     ),
     Method("admm", "ADMM, one budget", "ours", "rho", (0.3, 1.0, 3.0, 10.0), _admm),
   )

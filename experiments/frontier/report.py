@@ -52,7 +52,7 @@ def markdown(tasks: Mapping[str, Found]) -> str:
     " seeds, by the share of exact zeros in all kernels; bold: the best of a column."
     " All methods have the same network, epochs, optimizer and schedule. Of each, one"
     " hyperparameter was chosen at each share from as many values, on validation"
-    " examples, with one seed; *dense, cut once* has none. A network that came out with"
+    " examples, with one seed; *dense, cut once* and *sparsify* have none. A network that came out with"
     " fewer zeros than the share was cut to it before it was tested.",
   ]
   for task, found in tasks.items():
