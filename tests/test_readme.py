@@ -13,7 +13,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture):
   exec(compile(block, "README.md", "exec"), {})
-  assert "exactly zero" in capsys.readouterr().out
+  (line,) = capsys.readouterr().out.splitlines()
+  accuracy, text = line.split("%", 1)
+  # The processor may move an accuracy by some digits, not the share of zeros.
+  (printed,) = (row for row in README.splitlines() if row.endswith(text))
+  assert abs(float(accuracy) - float(printed.split("%")[0])) < 2.0
 
 
 def test_tables_stand_in_a_committed_result():

@@ -52,8 +52,8 @@ def markdown(tasks: Mapping[str, Found]) -> str:
     " seeds, by the share of exact zeros in all kernels; bold: the best of a column."
     " All methods have the same network, epochs, optimizer and schedule. Of each, one"
     " hyperparameter was chosen at each share from as many values, on validation"
-    " examples, with one seed; *dense, cut once* and *sparsify* have none. A network that came out with"
-    " fewer zeros than the share was cut to it before it was tested.",
+    " examples, with one seed; *dense, cut once* and *sparsify* have none. A network"
+    " that came out with fewer zeros than the share was cut to it before it was tested.",
   ]
   for task, found in tasks.items():
     shares = next(iter(found.values()))["config"]["shares"]
@@ -125,8 +125,16 @@ def _protocol(found: Found) -> str:
   )
 
 
+# More would not be told apart.
+_DRAWN = (
+  *("cut", "tuned", "pruning-leaf", "pruning-all"),
+  *("rvsm-l0", "through-l0", "through-all", "sparsify"),
+)
+
+
 def draw(title: str, found: Found, path: pathlib.Path) -> None:
   """Accuracy against the weights that are left, with bars of a standard error."""
+  found = {name: found[name] for name in _DRAWN if name in found}
   styles = {"dense": ":", "pruning": "--", "ours": "-"}
   with plots.figure(path, width=8.6, height=4.8) as axes:
     panel = axes[0, 0]
@@ -138,8 +146,8 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
         [v.mean() for v in values],
         yerr=[error([v]) for v in values],
         linestyle=styles[METHODS[name].group],
-        color=plots.COLORS[number % len(plots.COLORS)],
-        marker="osD"[number // len(plots.COLORS)],
+        color=plots.COLORS[(number + 2) % len(plots.COLORS)],
+        marker="osD^"[number % 4],
         markersize=4,
         elinewidth=0.8,
         linewidth=1.3,
@@ -151,7 +159,7 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
       xlabel="weights that are not zero (logarithmic)",
       ylabel="accuracy",
       xscale="log",
-      ylim=(best_mean - 0.12, best_mean + 0.01),
+      ylim=(best_mean - 0.07, best_mean + 0.008),
     )
     panel.set_xticks([1 - share for share in shares], [f"{1 - s:.0%}" for s in shares])
     panel.minorticks_off()
