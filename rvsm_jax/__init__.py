@@ -1,12 +1,34 @@
 """Train neural networks to exact zeros, with Optax."""
 
 from rvsm_jax._admm import ADMMState, admm
+from rvsm_jax._componentwise import (
+  capped_l1,
+  elastic_net,
+  l0,
+  l1,
+  log_penalty,
+  lp,
+  mcp,
+  scad,
+  transformed_l1,
+)
 from rvsm_jax._controller import (
   TargetSparsityState,
   sparsity_schedule,
   target_sparsity,
 )
+from rvsm_jax._cutoff import step_for_threshold, threshold_for_step
 from rvsm_jax._diagnostics import critical_point_residual, lagrangian
+from rvsm_jax._group_thresholds import block_soft_threshold
+from rvsm_jax._groups import (
+  combined_group_exclusive,
+  exclusive_lasso,
+  exclusive_lasso_one_step,
+  group_lasso,
+  integrated_tl1,
+  integrated_tl1_schedule,
+  sparse_group_lasso,
+)
 from rvsm_jax._masks import by_path, kernels, layer_index
 from rvsm_jax._metrics import (
   flop_ratio,
@@ -16,30 +38,8 @@ from rvsm_jax._metrics import (
   sparsity,
   sparsity_by_scale,
 )
-from rvsm_jax._penalties import (
-  Penalty,
-  capped_l1,
-  cardinality,
-  combined_group_exclusive,
-  elastic_net,
-  exclusive_lasso,
-  exclusive_lasso_one_step,
-  group_lasso,
-  integrated_tl1,
-  integrated_tl1_schedule,
-  l0,
-  l1,
-  l1_minus_l2,
-  log_penalty,
-  lp,
-  mcp,
-  nonnegative,
-  nuclear,
-  scad,
-  scaled,
-  sparse_group_lasso,
-  transformed_l1,
-)
+from rvsm_jax._norms import l1_minus_l2, nuclear
+from rvsm_jax._penalty import Penalty, scaled
 from rvsm_jax._proximal import (
   PenaltyGradientState,
   ProximalAdamState,
@@ -50,9 +50,9 @@ from rvsm_jax._proximal import (
   proximal_sgd,
 )
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
+from rvsm_jax._sets import cardinality, nonnegative
 from rvsm_jax._sparse_params import sparse_params
 from rvsm_jax._thresholds import (
-  block_soft_threshold,
   hard_threshold,
   soft_threshold,
   transformed_l1_threshold,
@@ -111,7 +111,9 @@ __all__ = (
   "sparsity",
   "sparsity_by_scale",
   "sparsity_schedule",
+  "step_for_threshold",
   "target_sparsity",
+  "threshold_for_step",
   "transformed_l1",
   "transformed_l1_threshold",
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _masks, _penalties, _rvsm, _validate
+from rvsm_jax import _masks, _penalty, _transform, _validate
 
 
 class ADMMState(NamedTuple):
@@ -27,7 +27,7 @@ class ADMMState(NamedTuple):
 
 def admm(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   rho: ArrayLike,
   mask: _masks.Mask = None,
@@ -74,8 +74,8 @@ def admm(
     Dinh & Xin, `Convergence of a Relaxed Variable Splitting Method for Learning
     Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties`, 2020.
   """
-  _penalties.check_penalty(penalty)
-  learning_rate = _rvsm.as_schedule("learning_rate", learning_rate)
+  _penalty.check_penalty(penalty)
+  learning_rate = _transform.as_schedule("learning_rate", learning_rate)
   _validate.check_positive("rho", rho)
   step = 1 / rho
 
@@ -98,7 +98,7 @@ def admm(
     rate = learning_rate(state.count) * rho
 
     updates = _masks.map_selected(
-      lambda w, d, u, y: _rvsm.pulled(w, d, u - y, rate),
+      lambda w, d, u, y: _transform.pulled(w, d, u - y, rate),
       _masks.keep,
       mask,
       params,
@@ -106,7 +106,7 @@ def admm(
       state.u,
       state.dual,
     )
-    new = _rvsm.moved(params, updates)
+    new = _transform.moved(params, updates)
     u = _masks.map_selected(
       lambda w, y: penalty.prox(w + y, step), _masks.drop, mask, new, state.dual
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rvsm_jax import _masks, _metrics, _rvsm, _sparse_params, _validate
+from rvsm_jax import _masks, _metrics, _sparse_params, _transform, _validate
 
 # A proportional and integral controller of log(lam). The average makes it stable where
 # sparsity follows lam at once, the proportional part where it follows late.
@@ -162,7 +162,7 @@ def target_sparsity(
       "make_tx must be a function from lam to a transformation, such as"
       f" `lambda lam: proximal_sgd(..., lam=lam)`, got {make_tx!r}."
     )
-  schedule = _rvsm.as_schedule("sparsity", sparsity, _validate.check_share)
+  schedule = _transform.as_schedule("sparsity", sparsity, _validate.check_share)
   _validate.check_positive("gain", gain)
   _validate.check(
     "bounds",

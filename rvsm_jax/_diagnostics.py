@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _penalties
+from rvsm_jax import _penalty
 
 
 def _present(u: Any) -> bool:
@@ -17,7 +17,7 @@ def _present(u: Any) -> bool:
 
 def lagrangian(
   loss: ArrayLike | Callable[[optax.Params], jax.Array],
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   params: optax.Params,
   u: Any,
   *,
@@ -50,7 +50,7 @@ def lagrangian(
     >>> print(rvsm_jax.lagrangian(3.0, rvsm_jax.l0(), w, u, lam=0.5, beta=2.0))
     3.75
   """
-  _penalties.check_penalty(penalty)
+  _penalty.check_penalty(penalty)
 
   def split_terms(w: jax.Array, v: Any) -> Any:
     if not _present(v):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _masks, _penalties, _rvsm, _validate
+from rvsm_jax import _masks, _penalty, _transform, _validate
 
 
 class ProximalState(NamedTuple):
@@ -47,7 +47,7 @@ class PenaltyGradientState(NamedTuple):
 
 def proximal(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
@@ -116,9 +116,9 @@ def proximal(
     Ma et al., `Transformed l1 Regularization for Learning Sparse Deep Neural
     Networks`, 2019, section 3.2.
   """
-  _penalties.check_penalty(penalty)
-  learning_rate = _rvsm.as_schedule("learning_rate", learning_rate)
-  lam = _rvsm.as_schedule("lam", lam)
+  _penalty.check_penalty(penalty)
+  learning_rate = _transform.as_schedule("learning_rate", learning_rate)
+  lam = _transform.as_schedule("lam", lam)
 
   def init_fn(params: optax.Params) -> ProximalState:
     _masks.selected(mask, params)
@@ -135,7 +135,7 @@ def proximal(
     step = learning_rate(state.count) * lam(state.count)
 
     def move(w: jax.Array, d: jax.Array | None) -> jax.Array | None:
-      return None if d is None else _proximal_update(penalty, w, d, step)
+      return None if d is None else _transform.proximal_update(penalty, w, d, step)
 
     updates = _masks.map_selected(move, _masks.keep, mask, params, updates)
     return updates, ProximalState(optax.safe_increment(state.count))
@@ -143,19 +143,9 @@ def proximal(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _proximal_update(
-  penalty: _penalties.Penalty, w: jax.Array, d: jax.Array, step: ArrayLike
-) -> jax.Array:
-  """The update that leads from w to the prox of w + d."""
-  dtype = _validate.compute_dtype(w.dtype)
-  new = penalty.prox(w.astype(dtype) + d.astype(dtype), step)
-  # Rounded before the difference is taken, which is then exact at zeros.
-  return (new.astype(w.dtype).astype(dtype) - w.astype(dtype)).astype(w.dtype)
-
-
 def proximal_sgd(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   momentum: ArrayLike | None = None,
@@ -187,7 +177,7 @@ def proximal_sgd(
 
 def proximal_adam(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   b1: ArrayLike = 0.9,
@@ -250,9 +240,9 @@ def proximal_adam(
     Kingma & Ba, `Adam: A Method for Stochastic Optimization
     <https://arxiv.org/abs/1412.6980>`_, 2015.
   """
-  _penalties.check_penalty(penalty)
-  learning_rate = _rvsm.as_schedule("learning_rate", learning_rate)
-  lam = _rvsm.as_schedule("lam", lam)
+  _penalty.check_penalty(penalty)
+  learning_rate = _transform.as_schedule("learning_rate", learning_rate)
+  lam = _transform.as_schedule("lam", lam)
   for name, decay in (("b1", b1), ("b2", b2)):
     _validate.check(name, decay, "a number >= 0 and < 1", lambda v: (v >= 0) & (v < 1))
   _validate.check_nonnegative("eps", eps)
@@ -295,7 +285,7 @@ def proximal_adam(
       step = weight * rate / (jnp.sqrt(v) + eps)
       # NaN is for the weights to show.
       step = jnp.where(jnp.isnan(step), 0, step)
-      return _proximal_update(penalty, w, -rate * d, step)
+      return _transform.proximal_update(penalty, w, -rate * d, step)
 
     def descend(w: jax.Array, g: Any, d: Any, _: Any) -> jax.Array | None:
       return g if d is None else (-rate * d).astype(w.dtype)
@@ -316,7 +306,7 @@ def proximal_adam(
 
 
 def add_penalty_gradient(
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   lam: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -351,8 +341,8 @@ def add_penalty_gradient(
     >>> print(updates)
     [-0.1  0.1]
   """
-  _penalties.check_penalty(penalty)
-  lam = _rvsm.as_schedule("lam", lam)
+  _penalty.check_penalty(penalty)
+  lam = _transform.as_schedule("lam", lam)
 
   def init_fn(params: optax.Params) -> PenaltyGradientState:
     _masks.selected(mask, params)

@@ -4,7 +4,6 @@ RVSM trains :math:`f(w) + \lambda P(u) + \tfrac\beta2 \|w - u\|^2`: a gradient s
 w, which is pulled towards u, and a proximal step for u, whose zeros are exact.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 import optax
 
-from rvsm_jax import _masks, _penalties, _validate
+from rvsm_jax import _masks, _penalty, _transform, _validate
 
 
 class RVSMState(NamedTuple):
@@ -28,39 +27,9 @@ class RVSMState(NamedTuple):
   u: Any
 
 
-def as_schedule(
-  name: str,
-  value: optax.ScalarOrSchedule,
-  check: Callable[[str, Any], None] = _validate.check_nonnegative,
-) -> optax.Schedule:
-  """A schedule from a number, which is checked, or from a schedule, which is not."""
-  if callable(value):
-    return value
-  check(name, value)
-  return lambda count: value
-
-
-def pulled(
-  w: jax.Array, d: jax.Array | None, target: jax.Array, rate: ArrayLike
-) -> jax.Array | None:
-  """The update d of w with a pull towards `target`; None where there is no d."""
-  if d is None:
-    return None
-  dtype = _validate.compute_dtype(w.dtype)
-  pull = jnp.asarray(rate).astype(dtype) * (w.astype(dtype) - target.astype(dtype))
-  return (d.astype(dtype) - pull).astype(w.dtype)
-
-
-def moved(params: optax.Params, updates: optax.Updates) -> optax.Params:
-  """`optax.apply_updates` that lets leaves without an update stay."""
-  return jax.tree.map(
-    lambda w, d: w if d is None else optax.apply_updates(w, d), params, updates
-  )
-
-
 def rvsm(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   beta: optax.ScalarOrSchedule,
@@ -140,10 +109,10 @@ def rvsm(
     Dinh & Xin, `Convergence of a Relaxed Variable Splitting Method for Learning
     Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties`, 2020.
   """
-  _penalties.check_penalty(penalty)
-  learning_rate = as_schedule("learning_rate", learning_rate)
-  lam = as_schedule("lam", lam)
-  beta = as_schedule("beta", beta, _validate.check_positive)
+  _penalty.check_penalty(penalty)
+  learning_rate = _transform.as_schedule("learning_rate", learning_rate)
+  lam = _transform.as_schedule("lam", lam)
+  beta = _transform.as_schedule("beta", beta, _validate.check_positive)
   _check_choice("normalize", normalize, (None, "leaf", "global"))
   _check_choice("ordering", ordering, ("gauss_seidel", "jacobi"))
   if not carry_u and ordering == "jacobi":
@@ -154,7 +123,7 @@ def rvsm(
   if u_dtype is not None and not jnp.issubdtype(u_dtype, jnp.floating):
     raise TypeError(f"u_dtype must be a floating point dtype or None, got {u_dtype!r}.")
 
-  repeats = penalty.prox in _penalties.CHEAP_MAPS
+  repeats = _penalty.is_cheap(penalty)
 
   def split(w: jax.Array, count: jax.Array) -> jax.Array:
     weight, stiffness = lam(count), beta(count)
@@ -187,7 +156,7 @@ def rvsm(
     repeated = state.u is None or (repeats and ordering == "gauss_seidel")
 
     def pull(w: jax.Array, d: jax.Array | None, u: jax.Array) -> jax.Array | None:
-      return pulled(w, d, split(w, state.count) if repeated else u, rate)
+      return _transform.pulled(w, d, split(w, state.count) if repeated else u, rate)
 
     u = params if state.u is None else state.u
     updates = _masks.map_selected(pull, _masks.keep, mask, params, updates, u)
@@ -196,7 +165,7 @@ def rvsm(
     count = optax.safe_increment(state.count)
     if not carry_u:
       return updates, RVSMState(count, None)
-    new = params if ordering == "jacobi" else moved(params, updates)
+    new = params if ordering == "jacobi" else _transform.moved(params, updates)
 
     def renewed(w: jax.Array, old: jax.Array) -> jax.Array:
       # The condition is never false, but u in it makes XLA write over the donated u.
@@ -243,7 +212,7 @@ def _normalized(
 
 def rvsm_sgd(
   learning_rate: optax.ScalarOrSchedule,
-  penalty: _penalties.Penalty,
+  penalty: _penalty.Penalty,
   *,
   lam: optax.ScalarOrSchedule,
   beta: optax.ScalarOrSchedule,
