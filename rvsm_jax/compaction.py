@@ -230,9 +230,11 @@ def _folded(plan: Plan, arrays: dict[int, Any]) -> dict[int, Any]:
     kernel, target = arrays.get(fold.kernel), folded.get(fold.target)
     if kernel is None or target is None or isinstance(kernel, jax.ShapeDtypeStruct):
       continue
+    weights = jnp.asarray(kernel)
+    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     added = jnp.tensordot(
-      jnp.asarray(fold.coefficients, jnp.float32),
-      jnp.asarray(kernel, jnp.promote_types(kernel.dtype, jnp.float32)),
+      jnp.asarray(fold.coefficients, weights.dtype),
+      weights,
       axes=(tuple(range(len(fold.axes))), fold.axes),
       precision=jax.lax.Precision.HIGHEST,
     )
@@ -246,6 +248,9 @@ def _folded(plan: Plan, arrays: dict[int, Any]) -> dict[int, Any]:
       # The others are of size 1.
       order += [k for k in range(len(rest)) if k not in order]
       added, at = added.transpose(order).reshape(target.shape), [...]
-    total = jnp.asarray(target).at[tuple(at)].add(added.astype(target.dtype))
-    folded[fold.target] = np.asarray(total) if isinstance(target, np.ndarray) else total
+    total = jnp.asarray(target)
+    total = total.at[tuple(at)].add(added.astype(total.dtype))
+    if isinstance(target, np.ndarray):
+      total = np.asarray(total, target.dtype)
+    folded[fold.target] = total
   return folded
