@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # The main job: trains the network of Xue & Xin (2019) on planar shapes to exact
 # zeros, and writes its table and figures. Interrupted, it resumes.
 demo: $(VENV)/.ready
-	$(BIN)/python -m experiments.curves
+	$(BIN)/python -m experiments curves
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

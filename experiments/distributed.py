@@ -1,14 +1,14 @@
 """Trains a network whose weights are spread over devices, on one host or on many.
 
-`python -m experiments.distributed` uses all devices of this machine. With
+`python -m experiments distributed` uses all devices of this machine. With
 `--coordinator auto`, the same command is started on every host of a TPU pod, or by
 `srun` once per GPU; see docs/multi_device.md. The numbers are those of one device, up
 to rounding.
 """
 
-import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from typing import Annotated, Any, Literal
@@ -20,11 +20,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import tyro
 
-from experiments import _run
-from experiments.datasets import tabular
+from experiments import datasets
+from experiments.core import cli, measure, results, training
+from experiments.core.run import Run
+from experiments.core.training import Examples
+from experiments.networks.perceptron import perceptron
 import rvsm_jax
 
 
@@ -55,12 +57,7 @@ class Config:
 
 def network(config: Config) -> nnx.Module:
   """Two dense layers, for the 64 pixels and 10 classes of DIGITS."""
-  rngs = nnx.Rngs(config.seed)
-  return nnx.Sequential(
-    nnx.Linear(64, config.hidden, rngs=rngs),
-    nnx.relu,
-    nnx.Linear(config.hidden, 10, rngs=rngs),
-  )
+  return perceptron([64, config.hidden, 10], nnx.Rngs(config.seed))
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -94,10 +91,7 @@ def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
 
 
 def train(
-  config: Config,
-  mesh: Mesh,
-  data_dir: pathlib.Path | None = None,
-  checkpoints: pathlib.Path | None = None,
+  config: Config, mesh: Mesh, data_dir: pathlib.Path | None, run: Run
 ) -> dict[str, Any]:
   """Trains on DIGITS; every process of the mesh calls it with the same arguments.
 
@@ -105,174 +99,139 @@ def train(
     config: what is trained.
     mesh: all devices, along the explicit axis "data".
     data_dir: where prepared data sets are kept.
-    checkpoints: a directory that all processes share, from whose newest checkpoint
-      training goes on, also on another number of devices.
+    run: a directory that all processes share, from whose newest checkpoint training
+      goes on, also on another number of devices.
 
   Returns:
-    "params", the sparse network, on the devices; its "accuracy" on the test examples
-    and the "sparsity" of its kernels.
+    The result: "final" has the accuracy on the test examples, and the zeros of the
+    kernels, of the sparse network.
 
   Raises:
-    ValueError: if the devices do not divide the batch, or the checkpoint belongs to
-      another configuration.
+    ValueError: if the devices do not divide the batch.
   """
   if config.batch_size % mesh.size:
     raise ValueError(
       f"batch_size={config.batch_size} does not divide among {mesh.size} devices:"
       " pass a multiple of their number."
     )
-  x, y = tabular.load("digits", "train", data_dir)
-  test_x, test_y = tabular.load("digits", "test", data_dir)
+  if (result := run.finished()) is not None:
+    return result
+  (x, y), (test_x, test_y) = (
+    datasets.load("digits", split, data_dir) for split in ("train", "test")
+  )
   x, test_x = (pixels.astype(np.float32) / 16 for pixels in (x, test_x))
-  # Padded until the devices divide it; a label of -1 is never found.
+  # Padded until the devices divide it; a label of -1 does not count.
   padding = -len(test_x) % mesh.size
-  held_x = spread(mesh, np.pad(test_x, ((0, padding), (0, 0))))
-  held_y = spread(mesh, np.pad(test_y, (0, padding), constant_values=-1))
-
+  held = Examples(
+    spread(mesh, np.pad(test_x, ((0, padding), (0, 0)))),
+    spread(mesh, np.pad(test_y, (0, padding), constant_values=-1)),
+  )
   graph, shapes = nnx.split(nnx.eval_shape(lambda: network(config)), nnx.Param)
   places = jax.tree.map(functools.partial(placement, mesh), shapes)
   steps = len(x) // config.batch_size
   tx = optimizer(config, config.epochs * steps)
 
-  def logits(params: Any, x: jax.Array) -> jax.Array:
+  def forward(params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     # Gathered here for the forward and the backward pass alone; the gradients come
     # back split as the weights are.
     whole = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
-    return nnx.merge(graph, whole)(x)
+    return nnx.merge(graph, whole)(x), extra
 
   @jax.jit
-  def begin() -> _run.TrainState:
+  def begin() -> training.TrainState:
     params = nnx.state(network(config), nnx.Param)
     params = jax.tree.map(jax.sharding.reshard, params, places)
-    return _run.TrainState.create(params, tx)
+    return training.TrainState.create(params, tx)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(state: _run.TrainState, x: jax.Array, y: jax.Array) -> _run.TrainState:
-    def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-      out = logits(params, x)
-      chosen = jax.nn.one_hot(y, out.shape[-1])
-      losses = optax.softmax_cross_entropy(out, chosen)
-      return jnp.mean(losses), jnp.sum(jnp.argmax(out, axis=-1) == y)
-
-    (loss, found), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    seen = len(x)
-    return state.updated(tx, grads, loss=seen * loss, found=found, seen=seen)
-
-  def sparse(state: _run.TrainState) -> Any:
-    if config.method == "proximal":
-      return state.params
-    return rvsm_jax.sparse_params(state.opt_state, state.params)
+  def update(state: training.TrainState, batch: Examples) -> training.TrainState:
+    return training.updated(forward, tx, state, batch)
 
   @jax.jit
-  def metrics(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    found = jnp.sum(jnp.argmax(logits(params, x), axis=-1) == y)
-    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
-    return found / len(test_y), rvsm_jax.sparsity(kernels)
+  def measured(
+    state: training.TrainState, held: Examples
+  ) -> tuple[jax.Array, jax.Array]:
+    logits, _ = forward(state.sparse, (), held.x)
+    found = jnp.sum(jnp.argmax(logits, axis=-1) == held.y) / len(test_y)
+    return found, measure.zeros(state.sparse)
 
-  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    state, manager = begin(), None
-    if checkpoints is not None:
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=2,
-        # The next step overwrites the arrays in place, so writing must not lag.
-        enable_async_checkpointing=False,
-      )
-      manager = stack.enter_context(
-        ocp.CheckpointManager(checkpoints.resolve(), options=options)
-      )
-      state = restored(manager, config, state)
-    for epoch in range(int(state.step) // steps, config.epochs):
-      state = state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
-      for batch in _run.epoch_order(config.seed, epoch, len(x), config.batch_size):
-        state = step(state, spread(mesh, x[batch]), spread(mesh, y[batch]))
-      # All processes compute what one of them prints.
-      accuracy, sparsity = map(float, metrics(sparse(state), held_x, held_y))
-      loss = float(state.totals["loss"] / state.totals["seen"])
-      _run.console.print(
-        f"epoch {epoch + 1}/{config.epochs}: loss {loss:.4f}, test accuracy"
-        f" {accuracy:.4f}, sparsity {sparsity:.4f}"
-      )
-      if manager is not None:
-        manager.save(
-          int(state.step),
-          args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()),
-            config=ocp.args.JsonSave(dataclasses.asdict(config)),
-          ),
+  def metrics(state: training.TrainState) -> dict[str, float]:
+    # All processes compute what one of them prints.
+    accuracy, zeros = map(float, measured(state, held))
+    return {"test_accuracy": accuracy, "zeros": zeros}
+
+  with jax.set_mesh(mesh):
+    state, record = training.fit(
+      run,
+      begin(),
+      epochs=config.epochs,
+      batches=functools.partial(
+        training.epoch_order, config.seed, size=len(x), batch_size=config.batch_size
+      ),
+      step=training.Step(
+        lambda state, batch: update(
+          state, Examples(spread(mesh, x[batch]), spread(mesh, y[batch]))
         )
-    params = sparse(state)
-    accuracy, sparsity = map(float, metrics(params, held_x, held_y))
-    return {"params": params, "accuracy": accuracy, "sparsity": sparsity}
-
-
-def restored(
-  manager: ocp.CheckpointManager, config: Config, state: _run.TrainState
-) -> _run.TrainState:
-  """The newest checkpoint, placed as `state` is; `state` if there is none.
-
-  Raises:
-    ValueError: if it belongs to another configuration.
-  """
-  newest = manager.latest_step()
-  if newest is None:
-    return state
-  stored = manager.restore(
-    newest,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(state._asdict()),
-      config=ocp.args.JsonRestore(),
-    ),
-  )
-  if stored.config != dataclasses.asdict(config):
-    raise ValueError(
-      f"{manager.directory} has checkpoints of another configuration,"
-      f" {stored.config}: pass another directory, or delete that one."
+      ),
+      evaluate=metrics,
+      live=lambda state: {},
+      # By the clock, processes would not agree on the step.
+      checkpoint_seconds=math.inf,
+      checkpoint_epochs=1,
     )
-  return _run.TrainState(**stored.state)
+    final = metrics(state)
+    result = results.result(
+      "distributed",
+      run.config,
+      record.seconds,
+      processes=jax.process_count(),
+      final={
+        "accuracy": {"u": final["test_accuracy"]},
+        "zeros": {"u": final["zeros"]},
+      },
+      epochs=record.epochs,
+    )
+    return run.finish(result, state.sparse)
 
 
 def main(
   config: Annotated[Config, tyro.conf.OmitArgPrefixes],
+  places: cli.Common,
   coordinator: str | None = None,
   processes: int | None = None,
   process: int | None = None,
-  output: pathlib.Path | None = None,
-  data_dir: pathlib.Path | None = None,
 ) -> None:
   """Trains on all devices of all processes; process 0 prints.
 
+  The same command goes on from the checkpoints of its run directory, which all
+  processes share, also with another number of devices.
+
   Args:
     config: what is trained.
-    coordinator: where there are several processes: auto, if JAX finds out by itself
-      (Slurm, TPU pods, Open MPI, Kubernetes), or host:port of process 0.
+    places: where it reads and writes.
+    coordinator: with several processes: auto, if JAX finds out by itself (Slurm, TPU
+      pods, Open MPI, Kubernetes), or host:port of process 0.
     processes: how many there are, with host:port.
     process: which this one is, from 0, with host:port.
-    output: a directory that all processes share, for the result and for checkpoints
-      after each epoch, from which the same command goes on, also with another number
-      of devices; by default nothing is written.
-    data_dir: where prepared data sets are kept.
   """
   if coordinator == "auto":
     jax.distributed.initialize()
   elif coordinator is not None:
     jax.distributed.initialize(coordinator, processes, process)
-  _run.console.quiet = jax.process_index() > 0
-  _run.console.print(
+  results.console.quiet = jax.process_index() > 0
+  results.console.print(
     f"{jax.process_count()} processes, {jax.device_count()} devices of kind"
     f" {jax.devices()[0].device_kind}"
   )
+  if places.quick:
+    config = dataclasses.replace(config, epochs=2)
   mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Explicit,))
-  checkpoints = output and output / "checkpoints"
-  result = train(config, mesh, data_dir, checkpoints)
-  if output is not None and jax.process_index() == 0:
-    del result["params"]
-    details = {"config": dataclasses.asdict(config), "processes": jax.process_count()}
-    _run.write_json(output / "result.json", {**details, **result, **_run.environment()})
-    _run.announce([output / "result.json"])
+  with Run(places.run("distributed"), config) as run:
+    result = train(config, mesh, places.data_dir, run)
+  results.console.print(result["final"])
 
+
+COMMANDS = main
 
 if __name__ == "__main__":
-  try:
-    tyro.cli(main, prog="python -m experiments.distributed")
-  except ValueError as error:
-    sys.exit(str(error))
+  cli.run("distributed", COMMANDS, sys.argv[1:])

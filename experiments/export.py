@@ -1,13 +1,13 @@
 """What exact export is worth: sizes of checkpoints, and when BCOO is faster.
 
-`python -m experiments.export` measures both.
+`python -m experiments export` measures both.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from typing import Annotated, Any
@@ -19,11 +19,8 @@ import numpy as np
 import safetensors.numpy
 import tyro
 
-from experiments import _plots, _run, _tables
-from experiments.benchmark import timing
+from experiments.core import cli, plots, results, tables, timing
 from rvsm_jax import export
-
-_RESULTS = pathlib.Path(__file__).parent / "results" / "export"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +94,7 @@ def products(config: Config) -> list[dict[str, Any]]:
         sparse = export.to_bcoo(dense, min_sparsity=0.0)
         found = _speedup(dense, sparse, x, config.repeats)
         rows.append({"shape": shape, "batch": batch, "share": share, **found})
-        _run.console.print(rows[-1])
+        results.console.print(rows[-1])
   return rows
 
 
@@ -159,7 +156,7 @@ def draw(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   """Speedup against the share of zeros, one panel for each batch."""
   series = _series(rows)
   batches = sorted({batch for _, batch in series})
-  with _plots.figure(path, columns=len(batches)) as axes:
+  with plots.figure(path, columns=len(batches)) as axes:
     for ax, batch in zip(axes[0], batches, strict=True):
       _panel(ax, batch, {shape: xy for (shape, b), xy in series.items() if b == batch})
     axes[0, 0].set_ylabel("time of dense over BCOO")
@@ -170,7 +167,7 @@ def _panel(ax: Axes, batch: int, series: dict[tuple[int, int], tuple]) -> None:
   for (inputs, outputs), (shares, speedups) in series.items():
     kept = [1 - share for share in shares]
     ax.plot(kept, speedups, marker="o", markersize=3.5, label=f"{inputs} x {outputs}")
-  ax.axhline(1, color=_plots.GREY, linewidth=1, linestyle="--")
+  ax.axhline(1, color=plots.GREY, linewidth=1, linestyle="--")
   ax.set(xscale="log", yscale="log", ylim=(0.01, 12))
   ax.set(xlabel="zeros", title=f"batch {batch}")
   ticks = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -187,10 +184,10 @@ def page(result: dict[str, Any]) -> str:
   size_rows = [
     [
       row["dtype"],
-      _tables.percent(row["share"], 1),
+      tables.percent(row["share"], 1),
       f"{row['dense']:,}",
       f"{row['sparse']:,}",
-      _tables.percent(row["sparse"] / row["dense"], 1),
+      tables.percent(row["sparse"] / row["dense"], 1),
     ]
     for row in result["sizes"]
   ]
@@ -202,12 +199,11 @@ def page(result: dict[str, Any]) -> str:
       [
         f"{shape[0]} x {shape[1]}, batch {batch}",
         *(f"{speedup:.2f}" for speedup in speedups),
-        "never" if point is None else _tables.percent(point, 1),
+        "never" if point is None else tables.percent(point, 1),
       ]
     )
   inputs, outputs = result["config"]["shapes"][-1]
-  hardware = result["hardware"]
-  header = ["kernel", *(_tables.percent(share, 1) for share in shares), "break-even"]
+  header = ["kernel", *(tables.percent(share, 1) for share in shares), "break-even"]
   return "\n".join(
     [
       "# Exact export",
@@ -217,7 +213,7 @@ def page(result: dict[str, Any]) -> str:
       f"Bytes of a kernel {inputs} x {outputs}, zeros anywhere, with its bias:",
       "as plain safetensors, and as `rvsm_jax.export.save` writes them.",
       "",
-      _tables.table(["dtype", "zeros", "dense", "sparse", "of dense"], size_rows),
+      tables.table(["dtype", "zeros", "dense", "sparse", "of dense"], size_rows),
       "",
       "## BCOO",
       "",
@@ -226,12 +222,12 @@ def page(result: dict[str, Any]) -> str:
       f"Processor time on one core, median over {result['config']['repeats']} turns.",
       "From the break-even on, BCOO is faster at every share measured.",
       "",
-      _tables.table(header, product_rows),
+      tables.table(header, product_rows),
       "",
       "![Speedup against zeros](bcoo.png)",
       "",
-      f"{hardware['processor']}, {hardware['backend']}.",
-      "Written by `python -m experiments.export`.",
+      results.footer([result]),
+      "Written by `python -m experiments export`.",
       "",
     ]
   )
@@ -239,42 +235,38 @@ def page(result: dict[str, Any]) -> str:
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table and the figure of the result in a folder; returns their paths."""
-  result = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+  result = results.read(folder / "export.json")
   files = [folder / name for name in ("export.md", "bcoo.png")]
-  _run.write_atomically(files[0], page(result))
+  results.write_atomically(files[0], page(result))
   draw(files[1], result["products"])
   return files
 
 
 def main(
-  config: Annotated[Config, tyro.conf.OmitArgPrefixes] = Config(),
-  results: pathlib.Path = _RESULTS,
-  quick: bool = False,
+  config: Annotated[Config, tyro.conf.OmitArgPrefixes], places: cli.Common
 ) -> None:
   """Measures exact export: JSON, Markdown and a figure.
 
   Args:
     config: what is measured.
-    results: where the report goes.
-    quick: one small kernel, whatever else is set; the report goes to
-      runs/export-quick.
+    places: where it writes.
   """
-  if quick:
-    config, results = _QUICK, pathlib.Path("runs", "export-quick")
+  if places.quick:
+    config = _QUICK
   if hasattr(os, "sched_setaffinity"):
     # Before JAX starts its threads: on one core, processor time is time.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-  environment = _run.environment()
-  result = {
-    "config": dataclasses.asdict(config),
-    "sizes": sizes(config),
-    "products": products(config),
-    **environment,
-  }
-  file = results / "export.json"
-  _run.write_json(file, result)
-  _run.announce([file, *write(results)])
+  result = results.result(
+    "export", config, None, sizes=sizes(config), products=products(config)
+  )
+  folder = places.report("export", places.run("export"))
+  results.write_json(folder / "export.json", result)
+  results.show(write(folder))
 
+
+rebuild = write
+
+COMMANDS = main
 
 if __name__ == "__main__":
-  tyro.cli(main)
+  cli.run("export", COMMANDS, sys.argv[1:])

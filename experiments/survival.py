@@ -1,12 +1,13 @@
 """Kills experiments at random moments and compares what they end with.
 
-`python -m experiments.survival --help`. Each experiment is trained once undisturbed.
+`python -m experiments survival --help`. Each experiment is trained once undisturbed.
 Then the same command is started again and again, in one directory, and ended with
 SIGKILL at a random moment, until it gets to its end: its results must be the same
 numbers, and its directory have the same files.
 """
 
 from collections.abc import Callable
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,30 +17,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import tyro
 
-from experiments import _run
-from experiments._tables import table
+from experiments.core import cli, results
+from experiments.core.tables import table
 
 Name = Literal["curves", "integrated", "cifar", "convergence"]
 
-_RESULTS = pathlib.Path(__file__).parent / "results" / "survival"
 _ROOT = pathlib.Path(__file__).parents[1]
 
 # Sizes at which a training is about as long as the start of its process, which would
 # otherwise be what most kills hit.
 _COMMANDS: dict[Name, str] = {
-  "curves": "experiments.curves --train-size 200 --epochs 2 --batch-size 20"
+  "curves": "experiments curves --train-size 200 --epochs 2 --batch-size 20"
   " --checkpoint-seconds 0 --results {results} --output {output}",
-  "integrated": "experiments.integrated run --data digits --methods l1 --seeds 0"
+  "integrated": "experiments integrated --data digits --methods l1 --seeds 0"
   " --epochs 3 --search-epochs 1 --results {results} --output {output}",
-  "cifar": "experiments.cifar --row resnet18-l0 --width 0.0625 --epochs 2"
+  "cifar": "experiments cifar --row resnet18-l0 --width 0.0625 --epochs 2"
   " --batch-size 20 --train-size 200 --test-size 100 --checkpoint-seconds 0"
   " --results {results} --output {output}",
-  "convergence": "experiments.convergence --results {results} --samples 1000",
+  "convergence": "experiments convergence --samples 1000 --results {results}"
+  " --output {output}",
 }
 
 # What a result says of the process that wrote it.
@@ -226,13 +227,14 @@ def markdown(result: dict[str, Any]) -> str:
     "\n\n".join(
       [
         "# Runs that survive",
-        f"{total} kills with SIGKILL, seed {result['seed']}, at moments drawn uniformly"
-        " from the time that the undisturbed training takes. After each kill the same"
-        " command was run again in the same directory; one that got to its end was"
-        " compared with the undisturbed training: the same names of files, so that"
-        " nothing is left over, and the same content of every JSON file but for"
+        f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
+        " uniformly from the time that the undisturbed training takes. After each kill"
+        " the same command was run again in the same directory; one that got to its"
+        " end was compared with the undisturbed training: the same names of files, so"
+        " that nothing is left over, and the same content of every JSON file but for"
         f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
         table(head, rows),
+        results.footer([result]),
       ]
     )
     + "\n"
@@ -241,47 +243,61 @@ def markdown(result: dict[str, Any]) -> str:
 
 def write(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the result in a directory, and returns its path."""
-  file = directory / "survival.md"
-  result = json.loads((directory / "survival.json").read_text(encoding="utf-8"))
-  _run.write_atomically(file, markdown(result))
-  return [file]
+  text = markdown(results.read(directory / "survival.json"))
+  return [results.write_atomically(directory / "survival.md", text)]
 
 
-def main(
-  experiments: tuple[Name, ...] = ("curves", "integrated", "cifar", "convergence"),
-  kills: tuple[int, ...] = (6, 6, 6, 2),
-  seed: int = 0,
-  results: pathlib.Path = _RESULTS,
-) -> None:
-  """Kills experiments at random moments and compares what they end with.
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is killed.
 
   Data sets, CIFAR-10 among them, are looked for in the directory that the environment
   variable RVSM_DATA_DIR names.
 
-  Args:
+  Attributes:
     experiments: which.
     kills: of each of them.
     seed: of the moments.
-    results: where the result goes.
   """
-  rng = np.random.default_rng(seed)
+
+  experiments: tuple[Name, ...] = ("curves", "integrated", "cifar", "convergence")
+  kills: tuple[int, ...] = (6, 6, 6, 2)
+  seed: int = 0
+
+
+def main(
+  config: Annotated[Config, tyro.conf.OmitArgPrefixes], places: cli.Common
+) -> None:
+  """Kills experiments at random moments and compares what they end with.
+
+  Args:
+    config: what is killed.
+    places: where it writes.
+  """
+  if places.quick:
+    config = Config(("convergence",), (2,), config.seed)
+  rng = np.random.default_rng(config.seed)
+  folder = places.report("survival", places.run("survival"))
   found: dict[str, Any] = {}
-  environment = _run.environment()
   with tempfile.TemporaryDirectory() as scratch:
     root = pathlib.Path(scratch)
-    for name, count in zip(experiments, kills, strict=True):
-      _run.console.rule(name)
+    for name, count in zip(config.experiments, config.kills, strict=True):
+      results.console.rule(name)
       start = command(name, root / "compiled")
       outcome = survive(start, root / name, count, rng)
       found[name] = outcome._asdict() | {"kills": [k._asdict() for k in outcome.kills]}
       # After every experiment, since all of them take long.
-      result = {"seed": seed, "experiments": found, **environment}
-      _run.write_json(results / "survival.json", result)
-      files = write(results)
-  _run.announce([results / "survival.json", *files])
+      result = results.result("survival", config, None, experiments=found)
+      results.write_json(folder / "survival.json", result)
+      files = write(folder)
+  results.show(files)
   if any(one["differences"] for one in found.values()):
     sys.exit("A training that was killed ended otherwise than one that was not.")
 
 
+rebuild = write
+
+COMMANDS = main
+
 if __name__ == "__main__":
-  tyro.cli(main, prog="python -m experiments.survival")
+  cli.run("survival", COMMANDS, sys.argv[1:])

@@ -19,6 +19,7 @@ from rvsm_jax._controller import (
 )
 from rvsm_jax._cutoff import step_for_threshold, threshold_for_step
 from rvsm_jax._diagnostics import critical_point_residual, lagrangian
+from rvsm_jax._fista import FistaState, fista
 from rvsm_jax._group_thresholds import block_soft_threshold
 from rvsm_jax._groups import (
   combined_group_exclusive,
@@ -49,9 +50,16 @@ from rvsm_jax._proximal import (
   proximal_adam,
   proximal_sgd,
 )
+from rvsm_jax._pruning import (
+  MagnitudePruningState,
+  keep_zeros,
+  magnitude_pruning,
+)
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
-from rvsm_jax._sets import cardinality, nonnegative
+from rvsm_jax._sets import cardinality, nm_sparsity, nonnegative
 from rvsm_jax._sparse_params import sparse_params
+from rvsm_jax._sparsify import sparsify
+from rvsm_jax._straight_through import StraightThroughState, straight_through
 from rvsm_jax._thresholds import (
   hard_threshold,
   soft_threshold,
@@ -62,11 +70,14 @@ __version__ = "0.1.0"
 
 __all__ = (
   "ADMMState",
+  "FistaState",
+  "MagnitudePruningState",
   "Penalty",
   "PenaltyGradientState",
   "ProximalAdamState",
   "ProximalState",
   "RVSMState",
+  "StraightThroughState",
   "TargetSparsityState",
   "add_penalty_gradient",
   "admm",
@@ -79,11 +90,13 @@ __all__ = (
   "elastic_net",
   "exclusive_lasso",
   "exclusive_lasso_one_step",
+  "fista",
   "flop_ratio",
   "group_lasso",
   "hard_threshold",
   "integrated_tl1",
   "integrated_tl1_schedule",
+  "keep_zeros",
   "kernels",
   "l0",
   "l1",
@@ -92,8 +105,10 @@ __all__ = (
   "layer_index",
   "log_penalty",
   "lp",
+  "magnitude_pruning",
   "mcp",
   "neurons_removed",
+  "nm_sparsity",
   "nonnegative",
   "nuclear",
   "parameter_ratio",
@@ -108,10 +123,12 @@ __all__ = (
   "soft_threshold",
   "sparse_group_lasso",
   "sparse_params",
+  "sparsify",
   "sparsity",
   "sparsity_by_scale",
   "sparsity_schedule",
   "step_for_threshold",
+  "straight_through",
   "target_sparsity",
   "threshold_for_step",
   "transformed_l1",

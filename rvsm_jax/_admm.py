@@ -81,9 +81,8 @@ def admm(
 
   def init_fn(params: optax.Params) -> ADMMState:
     # Copies, because params and state may both be donated.
-    u = _masks.map_selected(
-      lambda w: jnp.array(penalty.prox(w, step), copy=True), _masks.drop, mask, params
-    )
+    u = _transform.prox(penalty, _masks.pick(mask, params), step)
+    u = jax.tree.map(lambda x: jnp.array(x, copy=True), u)
     dual = _masks.map_selected(jnp.zeros_like, _masks.drop, mask, params)
     return ADMMState(jnp.zeros([], jnp.int32), u, dual)
 
@@ -107,9 +106,8 @@ def admm(
       state.dual,
     )
     new = _transform.moved(params, updates)
-    u = _masks.map_selected(
-      lambda w, y: penalty.prox(w + y, step), _masks.drop, mask, new, state.dual
-    )
+    shifted = _masks.map_selected(jnp.add, _masks.drop, mask, new, state.dual)
+    u = _transform.prox(penalty, shifted, step)
     dual = _masks.map_selected(
       lambda w, y, u: y + w - u, _masks.drop, mask, new, state.dual, u
     )

@@ -234,7 +234,5 @@ def _share_of_zeros(
 ) -> jax.Array:
   """The zeros of the sparse network, over the leaves that the mask selects."""
   picked = jax.tree.leaves(_masks.selected(mask, params))
-  if _sparse_params.carriers(state):
-    params = _sparse_params.sparse_params(state, params)
-  leaves = jax.tree.leaves(params)
+  leaves = jax.tree.leaves(_sparse_params.sparse_params(state, params))
   return _metrics.sparsity([x for x, p in zip(leaves, picked, strict=True) if p])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _penalty
+from rvsm_jax import _penalty, _transform
 
 
 def _present(u: Any) -> bool:
@@ -33,7 +33,7 @@ def lagrangian(
 
   Args:
     loss: f(w), or the function f.
-    penalty: the penalty P, summed over leaves.
+    penalty: the penalty P, summed over leaves unless it is one of all together.
     params: w.
     u: the auxiliary weights, in the structure of `params`; leaves that are None or
       `optax.MaskedNode()` do not count, as in `RVSMState.u`.
@@ -52,14 +52,12 @@ def lagrangian(
   """
   _penalty.check_penalty(penalty)
 
-  def split_terms(w: jax.Array, v: Any) -> Any:
-    if not _present(v):
-      return None
-    distance = jnp.sum(jnp.square(w - v.astype(w.dtype)))
-    return lam * penalty.value(v) + beta / 2 * distance
+  def distance(w: jax.Array, v: Any) -> Any:
+    return jnp.sum(jnp.square(w - v.astype(w.dtype))) if _present(v) else None
 
   value = jnp.asarray(loss(params) if callable(loss) else loss)
-  return sum(jax.tree.leaves(jax.tree.map(split_terms, params, u)), value)
+  distances = jax.tree.leaves(jax.tree.map(distance, params, u))
+  return value + lam * _transform.value(penalty, u) + beta / 2 * sum(distances)
 
 
 def critical_point_residual(

@@ -234,16 +234,30 @@ def map_selected(
   `trees`, a leaf, None or `optax.MaskedNode()`. An error is told which leaf it
   comes from.
   """
+
+  def apply(leaf: Any, pick: bool, *rest: Any) -> Any:
+    return (function if pick else otherwise)(leaf, *rest)
+
+  return map_named(apply, params, selected(mask, params), *trees)
+
+
+def map_named(function: Callable[..., Any], params: optax.Params, *trees: Any) -> Any:
+  """Maps `function` over the leaves of `params`; an error is told which it is of."""
   names = leaf_names(params)
 
-  def apply(path: tuple, leaf: Any, pick: bool, *rest: Any) -> Any:
+  def apply(path: tuple, *leaves: Any) -> Any:
     try:
-      return (function if pick else otherwise)(leaf, *rest)
+      return function(*leaves)
     except (ValueError, TypeError) as error:
       error.add_note(f"At the params leaf {'/'.join(names[path])!r}.")
       raise
 
-  return jax.tree_util.tree_map_with_path(apply, params, selected(mask, params), *trees)
+  return jax.tree_util.tree_map_with_path(apply, params, *trees)
+
+
+def pick(mask: Mask, params: optax.Params) -> Any:
+  """The selected leaves of `params`, and `optax.MaskedNode()` for the others."""
+  return map_selected(lambda leaf: leaf, drop, mask, params)
 
 
 def keep(_: Any, update: Any, *__: Any) -> Any:

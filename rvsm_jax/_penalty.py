@@ -1,8 +1,9 @@
 r"""Penalties: pairs of pure functions, a value and its proximal map.
 
 A penalty acts on one array. Transformations apply it to every selected leaf of a
-pytree. `prox(x, step)` is :math:`\arg\min_u step\, P(u) + \tfrac12\|u - x\|^2`;
-where the minimiser is not unique, one of the minimisers.
+pytree, or, if it is one of a whole pytree, to all of them together. `prox(x, step)` is
+:math:`\arg\min_u step\, P(u) + \tfrac12\|u - x\|^2`; where the minimiser is not unique,
+one of the minimisers.
 """
 
 from collections.abc import Callable
@@ -69,19 +70,26 @@ class ProximalMap:
     function: the map of `(x, step)`.
     cutoff: its threshold, None if it has none.
     cheap: whether it takes so few operations that a pass over memory costs more.
+    joint: whether it, and the value beside it, take a whole pytree.
   """
 
-  function: Callable[[jax.Array, ArrayLike], jax.Array]
+  function: Callable[..., Any]
   cutoff: Cutoff | None = None
   cheap: bool = False
+  joint: bool = False
 
-  def __call__(self, x: jax.Array, step: ArrayLike) -> jax.Array:
+  def __call__(self, x: Any, step: ArrayLike) -> Any:
     return self.function(x, step)
 
 
 def is_cheap(penalty: Penalty) -> bool:
   """Whether it costs less to repeat the proximal map than to keep its result."""
   return isinstance(penalty.prox, ProximalMap) and penalty.prox.cheap
+
+
+def is_joint(penalty: Penalty) -> bool:
+  """Whether the penalty is one of a whole pytree."""
+  return isinstance(penalty.prox, ProximalMap) and penalty.prox.joint
 
 
 def wide_value(function: Callable[..., Any]) -> Callable[[jax.Array], jax.Array]:

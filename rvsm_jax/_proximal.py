@@ -134,10 +134,13 @@ def proximal(
     _masks.require_params("proximal", params)
     step = learning_rate(state.count) * lam(state.count)
 
-    def move(w: jax.Array, d: jax.Array | None) -> jax.Array | None:
-      return None if d is None else _transform.proximal_update(penalty, w, d, step)
+    new = _masks.map_selected(_transform.reached, _masks.drop, mask, params, updates)
+    new = _transform.prox(penalty, new, step)
 
-    updates = _masks.map_selected(move, _masks.keep, mask, params, updates)
+    def move(w: jax.Array, d: jax.Array | None, z: jax.Array) -> jax.Array | None:
+      return None if d is None else _transform.towards(w, z)
+
+    updates = _masks.map_selected(move, _masks.keep, mask, params, updates, new)
     return updates, ProximalState(optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -246,6 +249,12 @@ def proximal_adam(
   for name, decay in (("b1", b1), ("b2", b2)):
     _validate.check(name, decay, "a number >= 0 and < 1", lambda v: (v >= 0) & (v < 1))
   _validate.check_nonnegative("eps", eps)
+  if _penalty.is_joint(penalty):
+    raise ValueError(
+      "penalty must act on one array at a time for proximal_adam, got one of scope"
+      ' "all", which has no proximal map in a diagonal metric: use proximal after'
+      " optax.adam, or straight_through."
+    )
   adam = optax.scale_by_adam(b1, b2, eps)
 
   def init_fn(params: optax.Params) -> ProximalAdamState:
@@ -285,7 +294,7 @@ def proximal_adam(
       step = weight * rate / (jnp.sqrt(v) + eps)
       # NaN is for the weights to show.
       step = jnp.where(jnp.isnan(step), 0, step)
-      return _transform.proximal_update(penalty, w, -rate * d, step)
+      return _transform.towards(w, penalty.prox(_transform.reached(w, -rate * d), step))
 
     def descend(w: jax.Array, g: Any, d: Any, _: Any) -> jax.Array | None:
       return g if d is None else (-rate * d).astype(w.dtype)
@@ -357,15 +366,22 @@ def add_penalty_gradient(
     del extra_args
     _masks.require_params("add_penalty_gradient", params)
 
-    def add(w: jax.Array, g: jax.Array | None) -> jax.Array | None:
+    def wide(w: jax.Array, g: jax.Array | None) -> jax.Array | optax.MaskedNode:
+      return (
+        optax.MaskedNode() if g is None else w.astype(_validate.compute_dtype(w.dtype))
+      )
+
+    slopes = jax.grad(lambda tree: _transform.value(penalty, tree))(
+      _masks.map_selected(wide, _masks.drop, mask, params, updates)
+    )
+
+    def add(_: jax.Array, g: jax.Array | None, slope: jax.Array) -> jax.Array | None:
       if g is None:
         return None
-      dtype = _validate.compute_dtype(w.dtype)
-      slope = jax.grad(penalty.value)(w.astype(dtype))
-      weight = jnp.asarray(lam(state.count)).astype(dtype)
-      return (g.astype(dtype) + weight * slope).astype(g.dtype)
+      weight = jnp.asarray(lam(state.count)).astype(slope.dtype)
+      return (g.astype(slope.dtype) + weight * slope).astype(g.dtype)
 
-    updates = _masks.map_selected(add, _masks.keep, mask, params, updates)
+    updates = _masks.map_selected(add, _masks.keep, mask, params, updates, slopes)
     return updates, PenaltyGradientState(optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -113,8 +113,8 @@ def rvsm(
   learning_rate = _transform.as_schedule("learning_rate", learning_rate)
   lam = _transform.as_schedule("lam", lam)
   beta = _transform.as_schedule("beta", beta, _validate.check_positive)
-  _check_choice("normalize", normalize, (None, "leaf", "global"))
-  _check_choice("ordering", ordering, ("gauss_seidel", "jacobi"))
+  _validate.check_choice("normalize", normalize, (None, "leaf", "global"))
+  _validate.check_choice("ordering", ordering, ("gauss_seidel", "jacobi"))
   if not carry_u and ordering == "jacobi":
     raise ValueError(
       'carry_u=False needs ordering="gauss_seidel", got "jacobi", whose u is not a'
@@ -125,21 +125,19 @@ def rvsm(
 
   repeats = _penalty.is_cheap(penalty)
 
-  def split(w: jax.Array, count: jax.Array) -> jax.Array:
+  def split(params: optax.Params, count: jax.Array) -> Any:
     weight, stiffness = lam(count), beta(count)
     # Schedules may both start at zero: no penalty, whatever the stiffness.
     step = jnp.where(jnp.asarray(weight) > 0, weight / stiffness, 0)
-    u = penalty.prox(w, step)
-    return u if u_dtype is None else u.astype(u_dtype)
+    u = _transform.prox(penalty, _masks.pick(mask, params), step)
+    return u if u_dtype is None else optax.tree.cast(u, u_dtype)
 
   def init_fn(params: optax.Params) -> RVSMState:
     count = jnp.zeros([], jnp.int32)
     u = None
     if carry_u:
       # A copy, because params and state may both be donated.
-      u = _masks.map_selected(
-        lambda w: jnp.array(split(w, count), copy=True), _masks.drop, mask, params
-      )
+      u = jax.tree.map(lambda x: jnp.array(x, copy=True), split(params, count))
     return RVSMState(count, u)
 
   def update_fn(
@@ -155,33 +153,28 @@ def rvsm(
     # It costs less to repeat the cheapest maps than to read u from memory.
     repeated = state.u is None or (repeats and ordering == "gauss_seidel")
 
-    def pull(w: jax.Array, d: jax.Array | None, u: jax.Array) -> jax.Array | None:
-      return _transform.pulled(w, d, split(w, state.count) if repeated else u, rate)
-
-    u = params if state.u is None else state.u
-    updates = _masks.map_selected(pull, _masks.keep, mask, params, updates, u)
+    u = split(params, state.count) if repeated else state.u
+    updates = _masks.map_selected(
+      lambda w, d, u: _transform.pulled(w, d, u, rate),
+      _masks.keep,
+      mask,
+      params,
+      updates,
+      u,
+    )
     if normalize is not None:
       updates = _normalized(updates, params, mask, whole=normalize == "global")
     count = optax.safe_increment(state.count)
     if not carry_u:
       return updates, RVSMState(count, None)
     new = params if ordering == "jacobi" else _transform.moved(params, updates)
-
-    def renewed(w: jax.Array, old: jax.Array) -> jax.Array:
+    u = split(new, count)
+    if repeated:
       # The condition is never false, but u in it makes XLA write over the donated u.
-      return (
-        jnp.where(count >= 0, split(w, count), old) if repeated else split(w, count)
-      )
-
-    u = _masks.map_selected(renewed, _masks.drop, mask, new, state.u)
+      u = jax.tree.map(lambda x, old: jnp.where(count >= 0, x, old), u, state.u)
     return updates, RVSMState(count, u)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-  if value not in choices:
-    raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
 
 
 def _normalized(

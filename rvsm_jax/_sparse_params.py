@@ -5,27 +5,32 @@ from typing import Any
 import jax
 import optax
 
-from rvsm_jax import _admm, _masks, _rvsm
+from rvsm_jax import _admm, _fista, _masks, _rvsm
 
-_CARRIERS = (_rvsm.RVSMState, _admm.ADMMState)
+
+def _is_carrier(node: Any) -> bool:
+  return isinstance(node, _rvsm.RVSMState | _admm.ADMMState | _fista.FistaState)
 
 
 def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
   """The params with every leaf that has an auxiliary u replaced by it.
 
+  One line of evaluation code for every algorithm: where the params are the sparse
+  network themselves, as with :func:`proximal`, they are what it returns.
+
   Args:
-    opt_state: a state in which, at any depth and in any wrapper (chain, masked,
-      partition, MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`),
-      stands one or more states of :func:`rvsm` or :func:`admm`.
+    opt_state: a state of an optimizer, in which states of :func:`rvsm`, :func:`admm`
+      or :func:`fista` are found at any depth and in any wrapper (chain, masked,
+      partition, MultiSteps, apply_if_finite, inject_hyperparams, `nnx.Optimizer`).
     params: the current params.
 
   Returns:
-    A pytree of the structure and dtypes of `params`; leaves without u, those that a
-    mask left out, are those of `params`.
+    A pytree of the structure and dtypes of `params`; leaves without u, such as those
+    that a mask left out, are those of `params`.
 
   Raises:
-    ValueError: if no state carries a u, two states claim one leaf, or a u does not
-      fit `params`.
+    ValueError: if the state is that of `rvsm(carry_u=False)`, two states claim one
+      leaf, or a u does not fit `params`.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -35,14 +40,10 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
     >>> print(rvsm_jax.sparse_params(tx.init(params), params)["kernel"])
     [[2. 0.]]
   """
-  states = carriers(opt_state)
-  if not states:
-    raise ValueError(
-      f"opt_state carries no auxiliary weights: found no RVSMState or ADMMState in a"
-      f" {type(opt_state).__name__}; pass the state of a chain with one."
-    )
   found: dict[tuple[str, ...], jax.Array] = {}
-  for state in states:
+  for state in jax.tree.leaves(opt_state, is_leaf=_is_carrier):
+    if not _is_carrier(state):
+      continue
     if state.u is None:
       raise ValueError(
         "opt_state comes from rvsm(carry_u=False) and holds no u: take"
@@ -76,13 +77,3 @@ def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Para
       " params that opt_state belongs to."
     )
   return out
-
-
-def carriers(opt_state: optax.OptState) -> list[Any]:
-  """The states of :func:`rvsm` and :func:`admm` within `opt_state`."""
-
-  def is_carrier(node: Any) -> bool:
-    return isinstance(node, _CARRIERS)
-
-  nodes = jax.tree.leaves(opt_state, is_leaf=is_carrier)
-  return [node for node in nodes if is_carrier(node)]

@@ -1,4 +1,4 @@
-"""What the transformations share: schedules, and steps for one leaf."""
+"""What the transformations share: schedules, penalties of pytrees, steps of leaves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _penalty, _validate
+from rvsm_jax import _masks, _penalty, _validate
 
 
 def as_schedule(
@@ -41,11 +41,30 @@ def moved(params: optax.Params, updates: optax.Updates) -> optax.Params:
   )
 
 
-def proximal_update(
-  penalty: _penalty.Penalty, w: jax.Array, d: jax.Array, step: ArrayLike
-) -> jax.Array:
-  """The update that leads from w to the prox of w + d."""
+def prox(penalty: _penalty.Penalty, tree: Any, step: ArrayLike) -> Any:
+  """The proximal map of each leaf of `tree`, or of all together."""
+  if _penalty.is_joint(penalty):
+    return penalty.prox(tree, step)
+  return _masks.map_named(lambda x: penalty.prox(x, step), tree)
+
+
+def value(penalty: _penalty.Penalty, tree: Any) -> jax.Array:
+  """The penalty of `tree`: the sum over its leaves, or that of all together."""
+  if _penalty.is_joint(penalty):
+    return penalty.value(tree)
+  return sum(jax.tree.leaves(_masks.map_named(penalty.value, tree)), jnp.zeros(()))
+
+
+def reached(w: jax.Array, d: jax.Array | None) -> jax.Array | optax.MaskedNode:
+  """The sum of w and its update d, in float32 or better; nothing without one."""
+  if d is None:
+    return optax.MaskedNode()
   dtype = _validate.compute_dtype(w.dtype)
-  new = penalty.prox(w.astype(dtype) + d.astype(dtype), step)
+  return w.astype(dtype) + d.astype(dtype)
+
+
+def towards(w: jax.Array, new: jax.Array) -> jax.Array:
+  """The update that leads from w to `new`, exactly where that is zero."""
+  dtype = _validate.compute_dtype(w.dtype)
   # Rounded before the difference is taken, which is then exact at zeros.
   return (new.astype(w.dtype).astype(dtype) - w.astype(dtype)).astype(w.dtype)

@@ -1,13 +1,20 @@
-"""Every penalty of the library beside its definition in numpy, once with defaults."""
+"""The two tables from which all suites draw: penalties, and transformations.
+
+A new penalty is a row of `CASES`, with its definition in numpy. A new transformation is
+a row of `TRANSFORMATIONS`. Each then gets every invariant that the suites test. What a
+row cannot have is said in the row, with the reason, not in the suites.
+"""
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 import reference
 
 import rvsm_jax
@@ -31,6 +38,8 @@ class Case:
     odd: Whether P(x) = P(-x).
     shrinks: Whether abs(prox(x)) <= abs(x) for each component.
     unbiased: Whether a huge x stays what it is, up to rounding.
+    any_shape: Whether it takes arrays of other shapes than SHAPE.
+    refused: Per argument of the constructor, values which it must refuse.
   """
 
   name: str
@@ -44,6 +53,8 @@ class Case:
   odd: bool = True
   shrinks: bool = True
   unbiased: bool = True
+  any_shape: bool = True
+  refused: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
   def __str__(self) -> str:
     return self.name
@@ -145,6 +156,7 @@ CASES = (
     groups="out",
     diagonal=True,
     convex=True,
+    any_shape=False,
   ),
   _grouped(_SPARSE_GROUP, "out", True, mu=0.4),
   # Convex, but nonexpansive in its own metric alone.
@@ -156,6 +168,7 @@ CASES = (
     ),
     hyper={"mu": 0.4},
     groups="out",
+    any_shape=False,
   ),
   _grouped(_EXCLUSIVE, "out", False),
   _grouped(_EXCLUSIVE, "in", False),
@@ -198,8 +211,6 @@ CASES = (
   ),
 )
 INDICATORS = ("nonnegative", "cardinality")
-# Whose weights or steps fit arrays of SHAPE alone.
-ONE_SHAPE = ("group_lasso-weights", "group_lasso-(0, 1)", "sparse_group_lasso-metric")
 CONSTRUCTORS = {case.name: case for case in CASES}
 
 
@@ -216,3 +227,263 @@ def sample(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
 def to_numpy(x: Any) -> np.ndarray:
   """As double precision, which holds every other format exactly."""
   return np.asarray(x).astype(np.float64)
+
+
+# ------------------------------------------------------------------------------------
+# Transformations.
+# ------------------------------------------------------------------------------------
+LR = 0.1
+L1 = rvsm_jax.l1()
+RVSM = {"learning_rate": LR, "penalty": L1, "lam": 0.05, "beta": 1.0}
+# The invariants that a row can be without: see `Transformation.without`.
+INVARIANTS = (
+  "empty",  # takes a tree without leaves
+  "inject",  # equal under optax.inject_hyperparams
+  "mask",  # has a mask; leaves that it leaves out get what the optimizer in front says
+  "masked",  # works inside optax.masked and optax.partition
+  "MultiSteps",  # is one big batch
+  "None",  # a gradient of None is an update of None
+  "sharding",  # keeps types on a mesh, and the numbers of one device
+  "strict",  # no implicit promotion of dtype or rank
+  "vmap",
+  "zero learning rate",  # then moves nothing
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transformation:
+  """A transformation of the library, with arguments that are good.
+
+  Attributes:
+    name: Unique among the rows.
+    factory: The public function, called with `arguments`.
+    arguments: By name. On weights of size 1 they make some exactly zero within 25
+      steps, not all, unless `dense`.
+    place: `"last"` or `"first"` in a chain with `base`, `"whole"` if it is an
+      optimizer, `"around"` if it takes `base` as its argument `optimizer`.
+    base: From a learning rate to the optimizer that it stands beside, or that the
+      leaves get which the mask leaves out.
+    numbers: Arguments that are numbers >= 0, checked when they are given.
+    positive: Those of `numbers` that must not be 0.
+    shares: Arguments that are numbers in [0, 1], checked likewise.
+    scheduled: Arguments that may be schedules.
+    static: What `optax.inject_hyperparams` must leave alone besides the mask.
+    carries: The field of the state that has the sparse network; None if the params do.
+    dense: Whether no weight becomes zero.
+    needs_value: Whether `update` needs `value`, `grad` and `value_fn`, as in a search.
+    suite: Keyword arguments of `make` with which it minimises what Optax's own tests of
+      optimizers minimise; None, with a comment, if it cannot.
+    without: Names in `INVARIANTS` that it cannot have, each with the reason.
+  """
+
+  name: str
+  factory: Callable[..., optax.GradientTransformation]
+  arguments: Mapping[str, Any]
+  place: Literal["last", "first", "whole", "around"] = "last"
+  base: Callable[[Any], optax.GradientTransformation] = optax.sgd
+  numbers: tuple[str, ...] = ("learning_rate", "lam")
+  positive: tuple[str, ...] = ()
+  shares: tuple[str, ...] = ()
+  scheduled: tuple[str, ...] = ("learning_rate", "lam")
+  static: tuple[str, ...] = ()
+  carries: Literal["u", "latent"] | None = None
+  dense: bool = False
+  needs_value: bool = False
+  suite: Mapping[str, Any] | None = None
+  without: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __str__(self) -> str:
+    return self.name
+
+  def __post_init__(self) -> None:
+    assert self.without.keys() <= set(INVARIANTS), self.name
+    assert {*self.numbers, *self.shares} <= self.arguments.keys(), self.name
+
+  def given(self, learning_rate: Any = LR, **overrides: Any) -> dict[str, Any]:
+    """The arguments of `factory`, without the mask if it has none."""
+    arguments = dict(self.arguments)
+    if "learning_rate" in arguments:
+      arguments["learning_rate"] = learning_rate
+    if self.place == "around":
+      arguments["optimizer"] = self.base(learning_rate)
+    return arguments | overrides
+
+  def bare(self, **overrides: Any) -> optax.GradientTransformation:
+    """What `factory` returns."""
+    return self.factory(**self.given(**overrides))
+
+  def beside(
+    self, tx: optax.GradientTransformation, learning_rate: Any = LR
+  ) -> optax.GradientTransformationExtraArgs:
+    """The whole optimizer of which `tx`, made by `factory`, is this part."""
+    if self.place == "last":
+      return optax.chain(self.base(learning_rate), tx)
+    if self.place == "first":
+      return optax.chain(tx, self.base(learning_rate))
+    return optax.with_extra_args_support(tx)
+
+  def make(
+    self, learning_rate: Any = LR, **overrides: Any
+  ) -> optax.GradientTransformationExtraArgs:
+    """The whole optimizer; `penalty` and `mask` are left out if it takes none."""
+    known = {"penalty": "penalty" in self.arguments, "mask": self.has("mask")}
+    overrides = {k: v for k, v in overrides.items() if known.get(k, True)}
+    return self.beside(
+      self.bare(learning_rate=learning_rate, **overrides), learning_rate
+    )
+
+  def has(self, invariant: str) -> bool:
+    """Whether it has one of `INVARIANTS`."""
+    assert invariant in INVARIANTS
+    return invariant not in self.without
+
+  def extra(self, params: Any, grads: Any) -> dict[str, Any]:
+    """What `update` needs besides, for the linear function with these gradients."""
+    if not self.needs_value:
+      return {}
+
+    def linear(params: Any) -> jax.Array:
+      return optax.tree.vdot(grads, params)
+
+    return {"value": linear(params), "grad": grads, "value_fn": linear}
+
+
+def _momentum(learning_rate: Any) -> optax.GradientTransformation:
+  return optax.sgd(learning_rate, momentum=0.9)
+
+
+# Decays and eps that are exact in half precisions, to which Optax rounds what it
+# injects: the usual 0.999 is 1 in bfloat16, and the usual eps 0 in float16.
+_DECAYS = {"b1": 7 / 8, "b2": 63 / 64, "eps": 2.0**-10}
+_adam = functools.partial(optax.adam, **_DECAYS)
+
+
+def _target_sparsity(
+  learning_rate: Any, penalty: Any, *, sparsity: Any, lam: Any, mask: Any = None
+) -> optax.GradientTransformation:
+  return rvsm_jax.target_sparsity(
+    lambda lam: rvsm_jax.rvsm_sgd(learning_rate, penalty, lam=lam, beta=1.0, mask=mask),
+    sparsity,
+    lam=lam,
+    mask=mask,
+  )
+
+
+_SPLIT = {
+  "numbers": ("learning_rate", "lam", "beta"),
+  "positive": ("beta",),
+  "scheduled": ("learning_rate", "lam", "beta"),
+  "carries": "u",
+}
+_TINY = {"learning_rate": 1e-3, "lam": 1e-4, "beta": 0.1}
+TRANSFORMATIONS = (
+  Transformation(
+    "rvsm",
+    rvsm_jax.rvsm,
+    RVSM,
+    base=_momentum,
+    suite=_TINY | {"penalty": rvsm_jax.l0()},
+    **_SPLIT,
+  ),
+  Transformation(
+    "rvsm jacobi",
+    rvsm_jax.rvsm,
+    RVSM | {"ordering": "jacobi"},
+    suite=_TINY | {"penalty": rvsm_jax.transformed_l1(0.5)},
+    **_SPLIT,
+  ),
+  Transformation(
+    "rvsm without u",
+    rvsm_jax.rvsm,
+    RVSM | {"carry_u": False},
+    base=_adam,
+    dense=True,
+    suite=_TINY | {"learning_rate": 1e-2},
+    **_SPLIT | {"carries": None},
+  ),
+  Transformation(
+    "rvsm normalized",
+    rvsm_jax.rvsm,
+    RVSM | {"normalize": "global"},
+    # No suite: its weights have length 1.
+    without={"zero learning rate": "It divides by the norm all the same."},
+    **_SPLIT,
+  ),
+  Transformation(
+    "proximal",
+    rvsm_jax.proximal,
+    {"learning_rate": LR, "penalty": L1, "lam": 0.3},
+    base=_adam,
+    suite={
+      "learning_rate": 1e-2,
+      "lam": 1e-5,
+      "penalty": rvsm_jax.transformed_l1(),
+    },
+  ),
+  Transformation(
+    "proximal_adam",
+    rvsm_jax.proximal_adam,
+    {"learning_rate": LR, "penalty": L1, "lam": 0.3, **_DECAYS},
+    place="whole",
+    base=_adam,
+    suite={
+      "learning_rate": 1e-2,
+      "lam": 1e-5,
+      "penalty": rvsm_jax.transformed_l1(),
+    },
+    without={"strict": "Optax's Adam promotes an integer."},
+  ),
+  Transformation(
+    "admm",
+    rvsm_jax.admm,
+    {"learning_rate": LR, "penalty": rvsm_jax.scaled(L1, 0.1), "rho": 1.0},
+    numbers=("learning_rate", "rho"),
+    positive=("rho",),
+    scheduled=("learning_rate",),
+    carries="u",
+    suite={"learning_rate": 1e-3, "penalty": rvsm_jax.scaled(L1, 1e-4), "rho": 0.1},
+  ),
+  Transformation(
+    "penalty gradient",
+    rvsm_jax.add_penalty_gradient,
+    {"penalty": L1, "lam": 0.1},
+    place="first",
+    base=_momentum,
+    numbers=("lam",),
+    scheduled=("lam",),
+    dense=True,
+    suite={"learning_rate": 1e-3, "penalty": rvsm_jax.transformed_l1(), "lam": 1e-4},
+  ),
+  Transformation(
+    "target sparsity",
+    _target_sparsity,
+    {"learning_rate": LR, "penalty": L1, "sparsity": 0.5, "lam": 0.1},
+    place="whole",
+    numbers=("lam",),
+    positive=("lam",),
+    shares=("sparsity",),
+    scheduled=("learning_rate", "sparsity"),
+    carries="u",
+    without={"empty": "There is no share of nothing."},
+    # No suite: where half of the weights are zero is not where those minima are.
+  ),
+)
+# Chains of the above under one name: for the checks of arguments, which they pass on.
+ALIASES = (
+  Transformation("rvsm_sgd", rvsm_jax.rvsm_sgd, RVSM, place="whole", **_SPLIT),
+  Transformation(
+    "proximal_sgd",
+    rvsm_jax.proximal_sgd,
+    {"learning_rate": LR, "penalty": L1, "lam": 0.3},
+    place="whole",
+  ),
+)
+
+
+def with_invariant(*invariants: str) -> pytest.MarkDecorator:
+  """Parametrizes `case` over the transformations that have all of `invariants`."""
+  rows = [case for case in TRANSFORMATIONS if all(map(case.has, invariants))]
+  return pytest.mark.parametrize("case", rows, ids=str)
+
+
+every_transformation = with_invariant()

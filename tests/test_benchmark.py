@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmark import __main__ as command
-from experiments.benchmark import maps, report, steps, subjects, timing
+from experiments import benchmark as command
+from experiments.benchmark import maps, report, steps, subjects
+from experiments.core import results, timing
 
 
 def test_ratio_of_neighbours_is_not_moved_by_drift(monkeypatch: pytest.MonkeyPatch):
@@ -81,14 +82,7 @@ def test_a_small_run(monkeypatch: pytest.MonkeyPatch):
   assert rows["proximal l1"]["state_bytes"] == pytest.approx(0, abs=0.1)
   assert rows["proximal l1"]["temporary_bytes"] == pytest.approx(0, abs=0.1)
   assert all(row["ratio"] > 0 for row in rows.values())
-  full = {
-    "command": "python -m experiments.benchmark",
-    "config": dataclasses.asdict(config),
-    "hardware": {"backend": "cpu", "processor": "P", "cores": 2, "devices": ["cpu"]},
-    "versions": {"jax": "0"},
-    "git_revision": None,
-    **result,
-  }
+  full = results.result("benchmark", config, 1.0, command="python", **result)
   text = report.markdown(full)
   assert re.search(r"\| rvsm l0 +\| +\d+\.\d\d \|", text)
   assert "PyTorch" not in text

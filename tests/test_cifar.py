@@ -1,13 +1,10 @@
 """The experiment on CIFAR-10: networks, data, rows, pruning, devices, resuming."""
 
 import dataclasses
+import functools
 import hashlib
 import io
-import json
-import multiprocessing
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 
@@ -20,13 +17,16 @@ import PIL.Image
 import pytest
 import tyro
 
-from experiments import _run
-from experiments.cifar import __main__ as command
+from experiments import cifar as command
+from experiments import datasets
 from experiments.cifar import config as configs
-from experiments.cifar import cost as costs
-from experiments.cifar import models, report, train
+from experiments.cifar import report, train
+from experiments.core import measure, results, training
+from experiments.core.run import Run
 from experiments.datasets import cifar
+from experiments.networks import cifar as networks
 import rvsm_jax
+from rvsm_jax import export
 
 SMALL = configs.Settings(epochs=2, batch_size=8, learning_rate=0.05)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-  monkeypatch.setattr(models.ResNet18, "STAGES", TINY_STAGES)
+  monkeypatch.setattr(networks.ResNet18, "STAGES", TINY_STAGES)
 
 
 def _arrays(split):
@@ -63,7 +63,7 @@ def _arrays(split):
 
 @pytest.fixture
 def fake_data(monkeypatch):
-  monkeypatch.setattr(cifar, "load", lambda split, data_dir: _arrays(split))
+  monkeypatch.setattr(datasets, "load", lambda name, split, data_dir: _arrays(split))
 
 
 def _row(**changes):
@@ -85,10 +85,10 @@ def _one_device():
   ],
 )
 def test_the_networks_have_the_published_sizes(network, params, weights, layers):
-  model = nnx.eval_shape(lambda: models.create(network, width=1.0, seed=0))
+  model = nnx.eval_shape(lambda: networks.create(network, width=1.0, seed=0))
   state = nnx.state(model, nnx.Param)
   assert sum(leaf.size for leaf in jax.tree.leaves(state)) == params
-  kernels = list(train.kernels(state).values())
+  kernels = list(measure.selected(state).values())
   assert (sum(kernel.size for kernel in kernels), len(kernels)) == (weights, layers)
   # In the order of depth, which is that of the figures.
   assert kernels[0].shape == (3, 3, 3, 64)
@@ -107,7 +107,7 @@ def test_computation_may_be_bfloat16_but_not_params_statistics_and_logits(
   def run(images):
     network, params, stats = train.Network.create(config)
     graph = network.training
-    return params, *train.apply(graph, params, stats, images)
+    return params, *train.forward(graph)(params, stats, images)
 
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
   params, logits, stats = jax.eval_shape(run, images)
@@ -121,7 +121,7 @@ def test_computation_may_be_bfloat16_but_not_params_statistics_and_logits(
 
 def test_a_strided_convolution_is_padded_on_both_sides():
   options = {"dtype": jnp.float32, "momentum": 0.9, "rngs": nnx.Rngs(0)}
-  layer = models.ConvNorm(2, 3, stride=2, **options).conv
+  layer = networks.ConvNorm(2, 3, stride=2, **options).conv
   x = jax.random.normal(jax.random.key(0), (1, 8, 8, 2))
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   corner = jnp.einsum("ijc,ijcd->d", padded[0, 2:5, 4:7], layer.kernel[...])
@@ -135,6 +135,8 @@ def test_a_strided_convolution_is_padded_on_both_sides():
 def binary(monkeypatch, tmp_path):
   """A directory with the six files, of five records each."""
   monkeypatch.setattr(cifar, "RECORDS", 5)
+  for split, files in cifar.FILES.items():
+    monkeypatch.setitem(cifar.SET.splits, split, 5 * len(files))
   rng = np.random.default_rng(0)
   for name in (name for names in cifar.FILES.values() for name in names):
     records = rng.integers(0, 256, (5, 3073)).astype(np.uint8)
@@ -147,7 +149,7 @@ def binary(monkeypatch, tmp_path):
 def test_binary_files_are_read(binary, folder, tmp_path_factory):
   root = tmp_path_factory.mktemp("root")
   binary.rename(root / folder) if folder != "." else None
-  images, labels = cifar.load("train", binary if folder == "." else root)
+  images, labels = datasets.load("cifar10", "train", binary if folder == "." else root)
   assert images.shape == (25, 32, 32, 3)
   assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
   directory = binary if folder == "." else root / folder
@@ -163,44 +165,46 @@ def test_missing_and_truncated_files_are_named(binary):
   file.write_bytes(content[:-1])
   message = r"data_batch_3\.bin has 15,364 bytes instead of 15,365"
   with pytest.raises(ValueError, match=message):
-    cifar.load("train", binary)
+    datasets.load("cifar10", "train", binary)
   file.write_bytes(b"\xff" + content[1:])
   with pytest.raises(ValueError, match=r"data_batch_3\.bin has a label of 255"):
-    cifar.load("train", binary)
+    datasets.load("cifar10", "train", binary)
   file.unlink()
   (binary / "data_batch_5.bin").unlink()
   missing = r"lacks data_batch_3\.bin, data_batch_5\.bin \(of 15,365 bytes each\)"
   with pytest.raises(FileNotFoundError, match=missing):
-    cifar.load("train", binary)
-  assert len(cifar.load("test", binary)[0]) == 5
+    datasets.load("cifar10", "train", binary)
+  assert len(datasets.load("cifar10", "test", binary)[0]) == 5
   with pytest.raises(ValueError, match="no split 'valid'"):
-    cifar.load("valid", binary)
+    datasets.load("cifar10", "valid", binary)
 
 
 def test_the_test_images_are_known_by_the_checksum_of_their_file(binary, monkeypatch):
   content = (binary / "test_batch.bin").read_bytes()
   blob = hashlib.sha1(b"blob 15365\0" + content).hexdigest()
-  arrays = cifar.load("test", binary)
+  arrays = datasets.load("cifar10", "test", binary)
   assert blob in cifar.test_set_note(*arrays)
   monkeypatch.setattr(cifar, "_INEXACT_TEST", blob)
   assert "20 of 10,000" in cifar.test_set_note(*arrays)
 
 
 def test_an_array_cache_is_enough(binary, tmp_path):
-  images, labels = cifar.load("test", binary)
+  images, labels = datasets.load("cifar10", "test", binary)
   cache = tmp_path / "elsewhere" / "cifar10-3.0.2-test.npz"
   cache.parent.mkdir()
   np.savez(cache, images=images, labels=labels)
-  for got, want in zip(cifar.load("test", cache.parent), (images, labels), strict=True):
+  for got, want in zip(
+    datasets.load("cifar10", "test", cache.parent), (images, labels), strict=True
+  ):
     np.testing.assert_array_equal(got, want)
   np.savez(cache, images=images[:4], labels=labels[:4])
   with pytest.raises(ValueError, match=r"test\.npz is damaged \(4 images instead of 5"):
-    cifar.load("test", cache.parent)
+    datasets.load("cifar10", "test", cache.parent)
 
 
 def test_tfds_is_the_last_resort(binary, monkeypatch, tmp_path):
   builders = pytest.importorskip("tensorflow_datasets.image_classification.cifar")
-  images, labels = cifar.load("test", binary)
+  images, labels = datasets.load("cifar10", "test", binary)
 
   def examples(*_):
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -213,7 +217,7 @@ def test_tfds_is_the_last_resort(binary, monkeypatch, tmp_path):
     builders.Cifar10, "_split_generators", lambda *_: {"test": examples()}
   )
   root = tmp_path / "root"
-  got, found = cifar.load("test", root)
+  got, found = datasets.load("cifar10", "test", root)
   order = np.lexsort(got.reshape(5, -1).T), np.lexsort(images.reshape(5, -1).T)
   np.testing.assert_array_equal(got[order[0]], images[order[1]])
   np.testing.assert_array_equal(found[order[0]], labels[order[1]])
@@ -233,26 +237,28 @@ def test_where_data_cannot_be_prepared_the_error_says_what_to_do(
 
   monkeypatch.setattr("tensorflow_datasets.builder", fail)
   message = (
-    rf"test_batch\.bin \(30,730,000 bytes each\), and TFDS .*{error}.*pip install"
+    rf"TFDS could not prepare it .*{error}.*data_batch_1\.bin.*pip install"
     r" 'rvsm_jax\[experiments,prepare\]'"
   )
   with pytest.raises(FileNotFoundError, match=message):
-    cifar.load("test", tmp_path / "nothing")
+    datasets.load("cifar10", "test", tmp_path / "nothing")
 
 
 def test_without_tfds_and_tensorflow_all_works_but_to_prepare(binary):
-  images, labels = cifar.load("train", binary)
+  images, labels = datasets.load("cifar10", "train", binary)
   np.savez(binary / "cifar10-3.0.2-train.npz", images=images, labels=labels)
   (binary / "data_batch_3.bin").unlink()
   script = """if True:
     import pathlib, sys
     sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
-    from experiments.cifar import __main__, config, train
+    from experiments import datasets
+    from experiments.cifar import config, train
     from experiments.datasets import cifar
     cifar.RECORDS, directory = 5, pathlib.Path(sys.argv[1])
-    print(train.load_data(config.Settings(test_size=4), directory)[3].shape)
+    cifar.SET.splits.update(train=25, test=5)
+    print(train.load_data(config.Settings(test_size=4), directory)[0].test.y.shape)
     try:
-      cifar.load("test", directory / "nothing")
+      datasets.load("cifar10", "test", directory / "nothing")
     except FileNotFoundError as error:
       print(error)
   """
@@ -353,18 +359,6 @@ def test_the_learning_rate_falls_tenfold_at_epochs_80_120_and_160(batch_size, pe
   np.testing.assert_allclose(rates, peak * np.array(expected), rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [20, 990, 78_000])
-def test_the_sparsity_rises_as_a_cubic_to_its_target(steps):
-  schedule = configs.cubic_sparsity(0.95, steps)
-  shares = np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
-  assert np.all(np.diff(shares) >= 0)
-  assert np.all(shares[: steps // 20] == 0)
-  assert np.all(shares[round(0.35 * steps) + steps // 500 + 1 :] == np.float32(0.95))
-  middle = round(0.2 * steps)
-  np.testing.assert_allclose(shares[middle], 0.95 * (1 - 0.5**3), atol=0.03)
-  assert len(np.unique(shares)) <= 0.3 * 500 + 2
-
-
 @pytest.mark.parametrize("name", ["vgg16-pruning95", "vgg16-cardinality95"])
 def test_rows_with_a_target_end_at_it(name):
   steps = 40
@@ -415,18 +409,15 @@ def test_bad_settings_are_refused(changes, message):
 
 def _trained(devices, config, steps=3, scan=False):
   """State after some updates, and the network, on these devices."""
-  images, labels = _arrays("train")
   mesh = train.data_mesh(devices)
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   network, params, stats = train.Network.create(config)
-  tx = configs.optimizer(config, 10)
-  update = train.update_step(config, network, tx, mesh)
-  place = lambda x: jax.device_put(x, everywhere)  # noqa: E731
-  step = train.stepper(update, place(images), place(labels), mesh, scan)
-  state = place(_run.TrainState.create(params, tx, stats))
-  order = _run.epoch_order(0, 0, 24, 8)[:steps]
-  for batch in train.WholeEpoch(order)[0:] if scan else order:
-    state = step(state, batch)
+  one = train.trainer(config, network, 10, mesh)
+  data = jax.device_put(training.Examples(*_arrays("train")), one.shardings)
+  step = one.compiled(data, whole_epochs=scan)
+  state = jax.device_put(one.init(params, extra=stats), one.shardings)
+  order = training.epoch_order(0, 0, 24, 8)[:steps]
+  for batch in [order] if scan else order:
+    state = step.call(state, batch)
   return state, network, mesh
 
 
@@ -438,11 +429,16 @@ def test_devices_that_share_a_scan_of_batches_find_the_numbers_of_one(tiny):
   for got, want in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
     assert got.sharding.is_fully_replicated
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-  results = [
-    train.evaluator(network, *_arrays("test"), m)(state.params, state.extra)
+  found = [
+    training.evaluator(
+      train.forward(network.testing),
+      training.Examples(*_arrays("test")),
+      8,
+      functools.partial(train.split_batch, m),
+    )(state.params, state.extra)
     for m, state in ((mesh, alone), (wide, together))
   ]
-  np.testing.assert_allclose(*results, rtol=1e-5)
+  np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_statistics_are_recalibrated_to_other_weights(tiny):
@@ -467,9 +463,9 @@ def test_statistics_are_recalibrated_to_other_weights(tiny):
 
 def test_w_is_overwritten_as_in_the_authors_code(tiny):
   state = _trained(_one_device(), configs.Config(_row(), SMALL), steps=1)[0]
-  u = rvsm_jax.sparse_params(state.opt_state, state.params)
-  assert rvsm_jax.sparsity(train.kernels(u)) > 0
-  after = jax.jit(train.overwritten)(state)
+  u = state.sparse
+  assert measure.zeros(u) > 0
+  after = training.overwritten(state)
   for got, want in zip(jax.tree.leaves(after.params), jax.tree.leaves(u), strict=True):
     np.testing.assert_array_equal(got, want)
   trace = optax.tree.get(after.opt_state, "trace")
@@ -478,64 +474,25 @@ def test_w_is_overwritten_as_in_the_authors_code(tiny):
   assert str(counts[0]) == str(counts[1])
 
 
-RESUMED = configs.Config(
-  _row(), dataclasses.replace(SMALL, overwrite_w_each_epoch=True)
-)
-
-
-def _train(directory, seconds):
-  with _run.Run(directory, RESUMED) as run:
-    return train.train(RESUMED, run, None, seconds, _one_device())
-
-
-def _train_until_killed(directory, compiled):
-  """Dies before the second of three updates of the second epoch; in its own process."""
-  jax.config.update("jax_compilation_cache_dir", compiled)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  models.ResNet18.STAGES = TINY_STAGES
-  cifar.load = lambda split, data_dir: _arrays(split)
-  make = train.stepper
-
-  def dying(*arguments):
-    step = make(*arguments)
-
-    def until(state, batch):
-      if int(state.step) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-      return step(state, batch)
-
-    return until
-
-  train.stepper = dying
-  _train(directory, -1.0)
-
-
-def test_a_killed_run_ends_with_the_same_numbers(tiny, fake_data, tmp_path, capsys):
-  whole = _train(tmp_path / "whole", 3600)
-  child = multiprocessing.get_context("spawn").Process(
-    target=_train_until_killed,
-    args=(tmp_path / "killed", jax.config.jax_compilation_cache_dir),
-  )
-  child.start()
-  child.join()
-  assert child.exitcode == -signal.SIGKILL
-  assert not (tmp_path / "killed" / "result.json").exists()
-  capsys.readouterr()
-  assert _train(tmp_path / "killed", -1.0)["epochs"] == whole["epochs"]
-  assert "Resumed from step 4" in capsys.readouterr().out
-  final = json.loads((tmp_path / "killed" / "result.json").read_text())["final"]
-  assert final == json.loads((tmp_path / "whole" / "result.json").read_text())["final"]
-  assert final["zeros_kernels"]["u"] > 0
-  assert final["zeros_kernels"]["w"] == final["zeros_kernels"]["u"]
-  other = configs.Config(_row(), configs.Settings())
-  with pytest.raises(_run.ConfigMismatchError):
-    _run.Run(tmp_path / "whole", other)
+def test_a_row_is_trained_and_measured(tiny, fake_data, tmp_path):
+  settings = dataclasses.replace(SMALL, overwrite_w_each_epoch=True)
+  config = configs.Config(_row(), settings)
+  with Run(tmp_path, config) as run:
+    result = train.train(config, run, devices=_one_device())
+  final = result["final"]
+  assert final["zeros"]["w"] == final["zeros"]["u"] == result["epochs"][-1]["zeros"] > 0
+  assert final["accuracy"]["u"] == result["epochs"][-1]["test_accuracy_u"]
+  assert final["recalibrated"]["u"]["loss"] != final["loss"]["u"]
+  network = export.load(tmp_path / "network.safetensors")
+  kernels = [leaf for name, leaf in network.items() if name.endswith("kernel")]
+  assert float(rvsm_jax.sparsity(kernels)) == pytest.approx(final["zeros"]["u"])
+  assert "statistics/base/norm/mean" in network
 
 
 def test_a_batch_is_split_evenly(fake_data, tmp_path):
   config = configs.Config(_row(), dataclasses.replace(SMALL, batch_size=12))
   with (
-    _run.Run(tmp_path, config) as run,
+    Run(tmp_path, config) as run,
     pytest.raises(ValueError, match="batch_size=12 is not a multiple of the 8 devices"),
   ):
     train.train(config, run)
@@ -548,29 +505,29 @@ def _fake_result(config, run, data_dir, checkpoint_seconds):
   del data_dir, checkpoint_seconds
   row = config.row
   names = {"w": 0.0, "u": 0.5 if row.splits else None, "w_cut": None}
-  return {
-    "name": row.name,
-    "config": run.config,
-    "data": {"train_images": 24, "test_images": 12, "test_note": "noise"},
-    "devices": 1,
-    "final": {
+  return results.result(
+    "cifar",
+    run.config,
+    60.0,
+    name=row.name,
+    data={"train_images": 24, "test_images": 12, "test_note": "noise"},
+    devices=1,
+    final={
       "weights": 100,
       "params": 110,
       "accuracy": names,
       "loss": names,
-      "u_recalibrated": {"accuracy": 0.4, "loss": 1.0} if row.splits else None,
-      "zeros_kernels": names,
-      "zeros_params": names,
+      **({"recalibrated": {"u": {"accuracy": 0.4, "loss": 1.0}}} if row.splits else {}),
+      "zeros": names,
+      "zeros_all": names,
       "w_below": {"3": 0.25},
       "layers": [{"size": 50, "zeros": 0.5}, {"size": 50, "zeros": 0.5}],
     },
-    "epochs": [
+    epochs=[
       {"epoch": n, "test_accuracy": 0.1, "test_accuracy_u": 0.1, "zeros": 0.5}
       for n in (1, 2)
     ],
-    "seconds": 60.0,
-    **_run.environment(),
-  }
+  )
 
 
 def test_the_command_trains_a_table(monkeypatch, tmp_path, capsys):
@@ -588,8 +545,8 @@ def test_the_command_trains_a_table(monkeypatch, tmp_path, capsys):
   assert text in capsys.readouterr().out
   assert "# CIFAR-10, reduced size" in text
   assert "those are not measured" in text
-  assert "    python -m experiments.cifar\n" in text
-  assert f"    python -m experiments.cifar {' '.join(sizes)}\n" in text
+  assert "    python -m experiments cifar\n" in text
+  assert f"    python -m experiments cifar {' '.join(sizes)}\n" in text
   l0 = next(line for line in text.splitlines() if line.startswith("| RVSM, l0 "))
   assert [cell.strip() for cell in l0.split("|")[2:-1]] == [
     *("94.89%", "93.70%", "0.00%", "50.00%", "40.00%", "–"),
@@ -600,9 +557,9 @@ def test_the_command_trains_a_table(monkeypatch, tmp_path, capsys):
 def test_tables_and_figures_are_rebuilt_from_all_results(tmp_path):
   for row in configs.ROWS.values():
     config = configs.Config(row, configs.Settings())
-    with _run.Run(tmp_path / "runs" / row.name, config) as run:
+    with Run(tmp_path / "runs" / row.name, config) as run:
       result = _fake_result(config, run, None, 0)
-    _run.write_json(tmp_path / f"{row.name}.json", result)
+    results.write_json(tmp_path / f"{row.name}.json", result)
   files = report.write(tmp_path)
   assert [file.name for file in files] == [
     *("tables.md", "table-1-vgg16.png", "table-2-resnet18.png"),
@@ -626,39 +583,3 @@ def test_a_row_may_be_chosen(monkeypatch, tmp_path):
   assert "not measured" not in (full / "tables.md").read_text()
   with pytest.raises(ValueError, match="no row 'vgg19', only vgg16-base"):
     tyro.cli(command.main, args=["--row", "vgg19", *places])
-
-
-def test_the_cost_of_a_step_is_counted_and_measured(tiny):
-  found = costs.of_step(configs.Config(_row(), SMALL))
-  assert found["steps"] == 50_000 // 8 * 2
-  # Three times the products of the first convolution, and more.
-  assert found["flops"] > 8 * 6 * 32 * 32 * 9 * 3 * 4
-  weights = 4 * (3 * 36 + 3 * 144 + 16 + 40)
-  assert found["bytes"]["peak"] > found["bytes"]["arguments"] > 3 * weights
-  assert found["seconds_per_step"] > 0
-
-
-def test_the_cost_of_a_full_row_stands_below_the_tables(monkeypatch, tmp_path):
-  monkeypatch.setattr(train, "train", _fake_result)
-  one = {
-    "flops": 2e11,
-    "steps": 78_000,
-    "bytes": {"peak": 2**30},
-    "seconds_per_step": 8.64,
-    "clock": "wall time",
-  }
-  cost = {
-    "settings": dataclasses.asdict(configs.Settings()),
-    "networks": {"vgg16": one, "resnet18": one},
-    **_run.environment(),
-  }
-  _run.write_json(tmp_path / "cost.json", cost)
-  config = configs.Config(configs.ROWS["vgg16-l0"], SMALL)
-  with _run.Run(tmp_path / "run", config) as run:
-    result = _fake_result(config, run, None, 0)
-  text = report.markdown({"vgg16-l0": result}, cost)
-  (line,) = [line for line in text.splitlines() if line.startswith("| VGG-16 ")]
-  assert [cell.strip() for cell in line.split("|")[2:-1]] == [
-    *("78,000", "200", "15.6", "1.00", "8.6", "7.8")
-  ]
-  assert "the wall time of the faster of two steps" in text

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _compaction, _models
-from experiments.cifar import models as cifar
-from experiments.integrated import models as integrated
+from experiments import compaction
+from experiments.networks import cifar, cnn
+from experiments.networks.layers import max_pool
 
 
 def outputs(model, x):
@@ -20,9 +20,9 @@ def outputs(model, x):
   return np.asarray(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x))
 
 
-def shrunk(model, chains=_compaction.sequential, *, x):
+def shrunk(model, chains=compaction.sequential, *, x):
   """The compacted model, whose outputs are those of the model."""
-  smaller = _compaction.compact(model, chains)
+  smaller = compaction.compact(model, chains)
   assert type(smaller) is type(model)
   expected = outputs(model, x)
   error = np.abs(outputs(smaller, x) - expected)
@@ -30,7 +30,7 @@ def shrunk(model, chains=_compaction.sequential, *, x):
   return smaller
 
 
-def units(model, chains=_compaction.sequential):
+def units(model, chains=compaction.sequential):
   """The number of outputs of each layer with weights."""
   return [
     layer.kernel.shape[-1]
@@ -164,11 +164,11 @@ def convolutional(padding="SAME", act=nnx.relu, bias=True):
     conv(2, 6, padding, bias),
     norm(6),
     act,
-    _models.max_pool,
+    max_pool,
     conv(6, 5, padding, bias),
     norm(5),
     act,
-    _compaction.flatten,
+    compaction.flatten,
     nnx.Linear(5 * (9 if padding == "SAME" else 1), 4, rngs=nnx.Rngs(3)),
   )
 
@@ -197,7 +197,7 @@ def test_filters(padding, act, bias):
   assert units(smaller) == [2 + stays, 3, 4]
   assert smaller.layers[1].num_features == 2 + stays
   assert smaller.layers[8].in_features == 3 * (9 if padding == "SAME" else 1)
-  again = _compaction.compact(smaller, _compaction.sequential)
+  again = compaction.compact(smaller, compaction.sequential)
   assert units(again) == units(smaller)
 
 
@@ -262,16 +262,16 @@ def filled(create):
 
 def some_dead(model, chains):
   for seed, chain in enumerate(chains(model)):
-    _compaction.kill(chain, 0.5, seed)
+    compaction.kill(chain, 0.5, seed)
   return model
 
 
 def test_vgg16():
   model = filled(lambda: cifar.create("vgg16", width=0.0625, seed=0))
-  some_dead(model, _compaction.vgg16)
-  before = units(model, _compaction.vgg16)
-  smaller = shrunk(model, _compaction.vgg16, x=images(2, 32, 32, 3))
-  after = units(smaller, _compaction.vgg16)
+  some_dead(model, compaction.vgg16)
+  before = units(model, compaction.vgg16)
+  smaller = shrunk(model, compaction.vgg16, x=images(2, 32, 32, 3))
+  after = units(smaller, compaction.vgg16)
   for old, new in zip(before[:-1], after[:-1], strict=True):
     # One filter may stand for the constant ones.
     assert old // 2 <= new <= old // 2 + 1
@@ -280,8 +280,8 @@ def test_vgg16():
 
 def test_resnet18_inside_its_blocks():
   model = filled(lambda: cifar.create("resnet18", width=0.0625, seed=0))
-  some_dead(model, _compaction.resnet18)
-  smaller = shrunk(model, _compaction.resnet18, x=images(2, 32, 32, 3))
+  some_dead(model, compaction.resnet18)
+  smaller = shrunk(model, compaction.resnet18, x=images(2, 32, 32, 3))
   for old, new in zip(model.blocks, smaller.blocks, strict=True):
     inner = old.first.conv.out_features
     assert inner // 2 <= new.first.conv.out_features <= inner // 2 + 1
@@ -291,13 +291,11 @@ def test_resnet18_inside_its_blocks():
 
 @pytest.mark.parametrize("convs", [(), (4, 6)], ids=["perceptron", "cnn"])
 def test_the_networks_of_ma_et_al(convs):
-  model = filled(
-    lambda: integrated.CNN((7, 6, 2), convs, (0,), (12, 8, 3), rngs=nnx.Rngs(0))
-  )
-  some_dead(model, _compaction.cnn)
+  model = filled(lambda: cnn.CNN((7, 6, 2), convs, (0,), (12, 8, 3), rngs=nnx.Rngs(0)))
+  some_dead(model, compaction.cnn)
   x = images(4, 7, 6, 2)
-  smaller = shrunk(model, _compaction.cnn, x=x)
-  before, after = units(model, _compaction.cnn), units(smaller, _compaction.cnn)
+  smaller = shrunk(model, compaction.cnn, x=x)
+  before, after = units(model, compaction.cnn), units(smaller, compaction.cnn)
   for old, new in zip(before[:-1], after[:-1], strict=True):
     assert new <= old // 2 + 1
 
@@ -309,17 +307,17 @@ def test_what_cannot_be_compacted_is_refused():
   model = perceptron(4, 6, 3, act=nnx.softmax)
   without_inputs(model.layers[0], 0)
   with pytest.raises(ValueError, match="mixes channels"):
-    _compaction.compact(model, _compaction.sequential)
+    compaction.compact(model, compaction.sequential)
   grouped = nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0))
   model = nnx.Sequential(conv(2, 4), nnx.relu, grouped)
   with pytest.raises(ValueError, match="groups"):
-    _compaction.compact(model, _compaction.sequential)
+    compaction.compact(model, compaction.sequential)
 
 
 def test_measure():
-  model = some_dead(perceptron(16, 32, 32, 4), _compaction.sequential)
-  smaller = _compaction.compact(model, _compaction.sequential)
-  report = _compaction.measure(model, smaller, images(8, 16), repeats=3)
+  model = some_dead(perceptron(16, 32, 32, 4), compaction.sequential)
+  smaller = compaction.compact(model, compaction.sequential)
+  report = compaction.measure(model, smaller, images(8, 16), repeats=3)
   assert report["before"]["parameters"] == 17 * 32 + 33 * 32 + 33 * 4
   assert report["after"]["parameters"] == 17 * 16 + 17 * 16 + 17 * 4
   for sizes in (report["before"], report["after"]):

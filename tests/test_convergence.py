@@ -1,7 +1,6 @@
 """Dinh & Xin (2020): the closed forms, the theorem and its counterexamples, small."""
 
 import dataclasses
-import json
 import re
 
 import jax
@@ -13,9 +12,10 @@ pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tyro")
 
-from experiments.convergence import __main__ as command
+from experiments import convergence as command
 from experiments.convergence import counterexamples, problem, report, runs, studies
 from experiments.convergence.lemmas import monte_carlo
+from experiments.core import cli, results
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -182,8 +182,9 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch):
   config = dataclasses.replace(
     CONFIG, dims=(2,), steps=300, scan_starts=3, samples=1000
   )
-  command.main(config, tmp_path)
-  result = json.loads((tmp_path / "convergence.json").read_text())
+  places = cli.Places(output=tmp_path / "run", results=tmp_path)
+  command.main(config, places)
+  result = results.read(tmp_path / "convergence.json")
   assert result["config"]["dims"] == [2]
   assert result["versions"]["jax"] == jax.__version__
   assert all(example["contradicts"] for example in result["counterexamples"])
@@ -192,3 +193,10 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch):
     assert f"({figure}.png)" in text
     assert (tmp_path / f"{figure}.png").stat().st_size > 1000
   assert re.search(r"^\| l1 +\| +20 \|", text, re.MULTILINE)
+  # Finished parts are not run again.
+  monkeypatch.setattr(studies, "inside", pytest.fail)
+  (tmp_path / "convergence.md").unlink()
+  command.main(config, places)
+  assert (tmp_path / "convergence.md").read_text().split("Time")[0] == text.split(
+    "Time"
+  )[0]

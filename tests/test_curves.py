@@ -1,13 +1,7 @@
-"""The experiment on curves: network, schedules, measures, resuming, command line."""
+"""The experiment on curves: network, schedules, measures, command line."""
 
 import dataclasses
-import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 from flax import nnx
 import jax
@@ -17,18 +11,25 @@ import optax
 import pytest
 import tyro
 
-from experiments import _models, _run, _tables, datasets
-from experiments.curves import __main__ as command
+from experiments import curves as command
+from experiments import datasets
+from experiments.core import backend, measure, tables
+from experiments.core.run import ConfigMismatchError, Run
+from experiments.core.training import TrainState
 from experiments.curves import config as configs
-from experiments.curves import measure, paper, report, train
+from experiments.curves import details, paper, report, train
+from experiments.networks import layers
+from experiments.networks.curves import CurvesCNN
 import rvsm_jax
+from rvsm_jax import export
 
 ROOT = pathlib.Path(__file__).parents[1]
+CONSTANT = {"lam_schedule": "constant", "lam": 5e-4}
 MICRO = configs.Config(epochs=3, batch_size=8, train_size=32, learning_rate=0.01)
 
 
-def _fake_load(name, split, data_dir=None):
-  del data_dir
+def _fake_load(name, split, data_dir=None, **options):
+  del data_dir, options
   rng = np.random.default_rng(len(name) + len(split))
   size = 40 if split == "train" else 16
   labels = rng.permutation(np.arange(size) % 2).astype(np.int32)
@@ -41,41 +42,13 @@ def fake_data(monkeypatch):
   monkeypatch.setattr(datasets, "load", _fake_load)
 
 
-_DRIVER = f"""
-import pathlib, sys
-sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
-import test_curves
-from experiments import _run, datasets
-from experiments.curves import train
-datasets.load = test_curves._fake_load
-with _run.Run(pathlib.Path(sys.argv[1]), test_curves.MICRO) as run:
-  train.train(test_curves.MICRO, run, checkpoint_seconds=float(sys.argv[2]))
-"""
-
-
-def _driver(directory, checkpoint_seconds):
-  """The command line that trains MICRO.
-
-  A process of its own: the devices of the tests' would change the last bits.
-  """
-  return [sys.executable, "-c", _DRIVER, str(directory), str(checkpoint_seconds)]
-
-
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-  """The environment of processes that compile the same programs only once."""
-  return os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-
-@pytest.fixture(scope="module")
-def micro(tmp_path_factory, compiled):
+def micro(tmp_path_factory):
   """A run from beginning to end, and its directory."""
   directory = tmp_path_factory.mktemp("micro")
-  subprocess.run(_driver(directory, 3600), cwd=ROOT, env=compiled, check=True)
-  return json.loads((directory / "result.json").read_text()), directory
+  with pytest.MonkeyPatch.context() as patch, Run(directory, MICRO) as run:
+    patch.setattr(datasets, "load", _fake_load)
+    return train.train(MICRO, run), directory
 
 
 # --- the network ---
@@ -106,7 +79,7 @@ def test_the_network_has_the_papers_weights():
 
 
 def test_feature_maps_shrink_as_in_the_paper():
-  model = _models.CurvesCNN(rngs=nnx.Rngs(0))
+  model = CurvesCNN(rngs=nnx.Rngs(0))
   x, shapes = jnp.zeros((2, 100, 100, 1)), []
   for layer in (model.conv1, model.conv2, model.conv3):
     x = layer(x)
@@ -129,7 +102,7 @@ def test_max_pool_is_reduce_window(shape):
     )
 
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  pools = [_models.max_pool, reference]
+  pools = [layers.max_pool, reference]
   np.testing.assert_array_equal(*(jax.jit(pool)(x) for pool in pools))
   gradient = [jax.grad(lambda x, p=p: jnp.sum(jnp.sin(p(x)))) for p in pools]
   np.testing.assert_allclose(*(jax.jit(g)(x) for g in gradient), atol=1e-6)
@@ -142,9 +115,9 @@ def test_convolutions_are_those_of_lax(shape, pooled):
     x = jax.lax.conv_general_dilated(
       x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return _models.max_pool(x) if pooled else x
+    return layers.max_pool(x) if pooled else x
 
-  ours = _models.pooled_conv3x3 if pooled else _models.conv3x3
+  ours = layers.pooled_conv3x3 if pooled else layers.conv3x3
   rng = np.random.default_rng(0)
   x = rng.normal(size=shape).astype(np.float32)
   kernel = rng.normal(size=(3, 3, shape[-1], 5)).astype(np.float32)
@@ -167,31 +140,14 @@ def test_convolutions_are_those_of_lax(shape, pooled):
 # --- configuration and optimizer ---
 
 
-@pytest.mark.parametrize("threshold", [0.01, 0.05, 0.3])
-@pytest.mark.parametrize(
-  "config",
-  [
-    configs.Config(penalty="l0"),
-    configs.Config(penalty="l1"),
-    *(configs.Config(penalty="transformed_l1", a=a) for a in (0.01, 0.1, 1.0, 100.0)),
-  ],
-  ids=lambda config: config.name,
-)
-def test_the_step_of_a_threshold_has_that_threshold(config, threshold):
-  step = configs.step_of_threshold(config, jnp.float32(threshold))
-  x = threshold * jnp.array([0.999, 1.001])
-  below, above = configs.penalty(config).prox(x, step)
-  assert below == 0
-  assert above > 0
-
-
 def test_the_threshold_is_ramped():
   config = configs.Config(threshold=0.05, beta=2.0, ramp=(0.3, 0.7))
   lam = configs.lam_schedule(config, 1000)
   thresholds = [float(jnp.sqrt(2 * lam(n) / config.beta)) for n in range(0, 1001, 100)]
   expected = [0, 0, 0, 0, 0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05, 0.05]
   np.testing.assert_allclose(thresholds, expected, atol=1e-6)
-  assert configs.lam_schedule(dataclasses.replace(config, lam=5e-4), 1000) == 5e-4
+  constant = dataclasses.replace(config, lam_schedule="constant", lam=5e-4)
+  assert configs.lam_schedule(constant, 1000) == 5e-4
 
 
 @pytest.mark.parametrize(
@@ -202,6 +158,8 @@ def test_the_threshold_is_ramped():
     ({"threshold": -0.1}, "threshold must not be negative"),
     ({"ramp": (0.7, 0.3)}, "ramp must be two shares"),
     ({"method": "sgd"}, "pass --lam"),
+    ({"lam": 5e-4}, "a ramp takes none"),
+    ({"lam_schedule": "constant"}, "needs a value"),
   ],
 )
 def test_a_bad_configuration_is_refused(changes, message):
@@ -213,21 +171,21 @@ def test_a_bad_configuration_is_refused(changes, message):
   "config",
   [
     configs.Config(penalty="none"),
-    configs.Config(penalty="transformed_l1", method="sgd", lam=5e-4),
-    configs.Config(lam=5e-4, beta=0.1, normalize=True),
+    configs.Config(penalty="transformed_l1", method="sgd", **CONSTANT),
+    configs.Config(beta=0.1, **CONSTANT),
   ],
   ids=lambda config: config.name,
 )
 def test_only_rvsm_has_a_u(config):
   _, params = train.initial_params(config)
   tx = configs.optimizer(config, 10)
-  state = _run.TrainState.create(params, tx)
+  state = TrainState.create(params, tx)
   grads = jax.tree.map(jnp.ones_like, params)
   updates, opt_state = tx.update(grads, state.opt_state, params)
   state = state._replace(
     params=optax.apply_updates(params, updates), opt_state=opt_state
   )
-  zeros = rvsm_jax.sparsity(measure.layer(train.sparse_params(config, state)))
+  zeros = measure.zeros(state.sparse, configs.SPARSE)
   assert (zeros > 0.9) == config.splits
   assert config.splits == (config.penalty == "l0")
 
@@ -287,8 +245,8 @@ def test_w_cut_at_the_gap_keeps_what_is_above():
   kernel[:, :64] = 0.5
   params["dense"]["kernel"][...] = jnp.asarray(kernel)
   seen = []
-  found = measure.final(
-    params, params, None, lambda p: seen.append(np.asarray(measure.layer(p))) or (1, 1)
+  found = details.final(
+    params, params, None, lambda p: seen.append(np.asarray(details.layer(p))) or (1, 1)
   )
   np.testing.assert_array_equal(seen[0], kernel)
   np.testing.assert_array_equal(seen[1], np.where(kernel == 0.5, kernel, 0))
@@ -300,7 +258,7 @@ def test_sign_changes_are_counted_for_each_convolution():
   _, before = train.initial_params(MICRO)
   _, after = train.initial_params(MICRO)
   after["conv1"]["kernel"][...] = -after["conv1"]["kernel"][...]
-  changes = measure.final(before, after, None, lambda _: (0.0, 0.0))["sign_changes"]
+  changes = details.final(before, after, None, lambda _: (0.0, 0.0))["sign_changes"]
   assert changes["conv1"] == {"count": 288, "share": 1.0}
   assert changes["conv2"] == changes["conv3"] == {"count": 0, "share": 0.0}
 
@@ -310,7 +268,7 @@ def test_sign_changes_are_counted_for_each_convolution():
 
 def test_a_result_says_what_came_out_and_how(micro):
   result, _ = micro
-  assert result["seed"] == MICRO.seed
+  assert result["config"]["seed"] == MICRO.seed
   assert result["config"]["learning_rate"] == MICRO.learning_rate
   assert {"versions", "hardware", "git_revision", "seconds"} <= result.keys()
   assert [metrics["epoch"] for metrics in result["epochs"]] == [1, 2, 3]
@@ -330,38 +288,24 @@ def test_a_result_says_what_came_out_and_how(micro):
 def test_a_finished_run_is_read_not_trained(micro, monkeypatch):
   result, directory = micro
   monkeypatch.setattr(datasets, "load", None)
-  with _run.Run(directory, MICRO) as run:
+  with Run(directory, MICRO) as run:
     again = train.train(MICRO, run)
   assert again["final"]["accuracy"] == result["final"]["accuracy"]
 
 
-def test_killed_and_run_again_it_ends_with_the_same_numbers(micro, compiled, tmp_path):
-  arguments = _driver(tmp_path, 0.0)
-  first = subprocess.Popen(arguments, cwd=ROOT, env=compiled)
-  # Updates 5 to 8 are those of the second epoch of three.
-  deadline = time.monotonic() + 120
-  while not any((tmp_path / "checkpoints").glob("[5-8]")):
-    assert first.poll() is None
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
-  first.kill()
-  assert first.wait() == -signal.SIGKILL
-  assert not (tmp_path / "result.json").exists()
-  again = subprocess.run(
-    arguments, cwd=ROOT, env=compiled, check=True, capture_output=True, text=True
-  )
-  assert "Resumed from step" in again.stdout
-  resumed = json.loads((tmp_path / "result.json").read_text())
-  assert resumed["epochs"] == micro[0]["epochs"]
-  assert resumed["final"] == micro[0]["final"]
+def test_the_network_is_kept(micro):
+  result, directory = micro
+  network = export.load(directory / "network.safetensors")
+  zeros = rvsm_jax.sparsity(network["dense/kernel"])
+  assert float(zeros) == result["final"]["zeros"]["u"]
 
 
 def test_validation_images_are_not_trained_on(fake_data):
   config = dataclasses.replace(MICRO, train_size=0, validation_size=10)
   data = train.load_data(config, None)
   images, _ = _fake_load(config.data, "train")
-  np.testing.assert_array_equal(data.images, images[:30])
-  np.testing.assert_array_equal(data.test_images, images[30:])
+  np.testing.assert_array_equal(data.train.x, images[:30])
+  np.testing.assert_array_equal(data.test.x, images[30:])
   with pytest.raises(ValueError, match="leaves 5 images"):
     train.load_data(dataclasses.replace(config, validation_size=35), None)
 
@@ -371,6 +315,7 @@ def test_validation_images_are_not_trained_on(fake_data):
 
 def test_quick_writes_table_and_figures(fake_data, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(command, "_QUICK_IMAGES", 16)
+  monkeypatch.setattr(backend, "reuse_freed_memory", lambda: None)
   arguments = ["--quick", "--epochs", "1", "--batch-size", "8", "--output"]
   tyro.cli(command.main, args=[*arguments, str(tmp_path)])
   assert "Table 2" in capsys.readouterr().out
@@ -380,7 +325,7 @@ def test_quick_writes_table_and_figures(fake_data, monkeypatch, tmp_path, capsys
     *(f"{stem}{end}" for end in (".json", ".md", "-training.png", "-weights.png")),
     "planar_shapes-samples.png",
   }
-  with pytest.raises(_run.ConfigMismatchError, match="epochs: there 1, now 2"):
+  with pytest.raises(ConfigMismatchError, match="epochs: there 1, now 2"):
     tyro.cli(command.main, args=["--quick", "--epochs=2", "--output", str(tmp_path)])
 
 
@@ -394,11 +339,11 @@ def test_the_table_has_the_papers_row_beside_ours(micro):
 
 
 def test_shares_are_never_rounded_to_all_or_nothing():
-  assert _tables.percent(1.0) == "100.00%"
-  assert _tables.percent(0.99996) == "99.996%"
-  assert _tables.percent(1e-7) == "0.00001%"
-  assert _tables.percent(0.0, 1) == "0.0%"
-  assert _tables.percent(None) == "–"
+  assert tables.percent(1.0) == "100.00%"
+  assert tables.percent(0.99996) == "99.996%"
+  assert tables.percent(1e-7) == "0.00001%"
+  assert tables.percent(0.0, 1) == "0.0%"
+  assert tables.percent(None) == "–"
 
 
 @pytest.mark.parametrize("data", paper.TABLES)

@@ -1,24 +1,27 @@
 """The tables and paths of the experiment on curves: rows, choices, what is written."""
 
+import copy
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_curves import MICRO, _fake_load
+from test_curves import CONSTANT, MICRO, _fake_load
 
-from experiments import _run, datasets
+from experiments import datasets
+from experiments.core import measure, results
+from experiments.core.run import Run
+from experiments.core.training import Examples, epoch_order
 from experiments.curves import config as configs
-from experiments.curves import measure, paper, path, tables, train
+from experiments.curves import details, paper, path, tables, train
 import rvsm_jax
 
 
 @pytest.fixture
 def no_test_set(monkeypatch):
-  def load(name, split, data_dir=None):
+  def load(name, split, data_dir=None, **options):
     assert split == "train", "A path is chosen from: it must not see the test set."
     return _fake_load(name, split, data_dir)
 
@@ -37,17 +40,20 @@ def test_a_point_of_a_path_is_a_training_of_its_own(no_test_set, tmp_path):
   ours = path.train_path(points, tmp_path)
   for config, result in zip(points, ours, strict=True):
     data = train.load_data(config, None)
-    graph, params = train.initial_params(config)
-    steps = len(data.images) // config.batch_size * config.epochs
-    tx = configs.optimizer(config, steps)
-    state = _run.TrainState.create(params, tx)
-    step = train.train_step(config, graph, tx, data.images, data.labels)
-    for epoch in range(config.epochs):
-      for batch in _run.epoch_order(config.seed, epoch, len(data.images), 8):
-        state = step(state, batch)
-    zeros = rvsm_jax.sparsity(measure.layer(train.sparse_params(config, state)))
-    assert 0.1 < result["zeros_u"] < 1
-    np.testing.assert_allclose(result["zeros_u"], zeros, atol=1e-4)
+    _, params = train.initial_params(config)
+    order = [
+      epoch_order(config.seed, epoch, len(data.train.x), 8)
+      for epoch in range(config.epochs)
+    ]
+    one = train.trainer(config, sum(map(len, order)))
+    step = one.compiled(Examples(*map(jnp.asarray, data.train)), {}, whole_epochs=False)
+    state = one.init(params, {})
+    for batch in np.concatenate(order):
+      state = step.call(state, batch)
+    found = result["final"]["zeros"]["u"]
+    assert 0.1 < found < 1
+    zeros = measure.zeros(state.sparse, configs.SPARSE)
+    np.testing.assert_allclose(found, zeros, atol=1e-4)
 
 
 def test_a_path_goes_on_where_it_stopped(no_test_set, tmp_path, monkeypatch):
@@ -55,7 +61,7 @@ def test_a_path_goes_on_where_it_stopped(no_test_set, tmp_path, monkeypatch):
   first = path.train_path(points[:1], tmp_path)
   both = path.train_path(points, tmp_path)
   assert both[0] == first[0]
-  monkeypatch.setattr(train, "advance", None)
+  monkeypatch.setattr(train, "trainer", None)
   assert path.train_path(points, tmp_path) == both
 
 
@@ -64,15 +70,15 @@ def test_overwriting_makes_w_equal_to_u_at_the_end_of_every_epoch(
 ):
   monkeypatch.setattr(datasets, "load", _fake_load)
   config = dataclasses.replace(
-    MICRO, lam=5e-4, beta=0.1, momentum=0.9, dense_std=0.07, overwrite=True
+    MICRO, **CONSTANT, beta=0.1, momentum=0.9, dense_std=0.07, overwrite=True
   )
-  with _run.Run(tmp_path, config) as run:
+  with Run(tmp_path, config) as run:
     result = train.train(config, run)
     _, params = train.initial_params(config)
-    template = _run.TrainState.create(params, configs.optimizer(config, 12))
-    state, _ = run.restore(template)
-  w = measure.layer(state.params)
-  np.testing.assert_array_equal(w, measure.layer(train.sparse_params(config, state)))
+    state, _ = run.restore(train.trainer(config, 12).init(params, {}))
+  np.testing.assert_array_equal(
+    details.layer(state.params), details.layer(state.sparse)
+  )
   assert result["final"]["zeros"]["w"] == result["final"]["zeros"]["u"] > 0.7
   momentum = optax.tree.get(state.opt_state, "trace")
   assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(momentum))
@@ -80,15 +86,18 @@ def test_overwriting_makes_w_equal_to_u_at_the_end_of_every_epoch(
 
 def _validated(accuracy, zeros, penalty="l0", a=1.0):
   config = {"penalty": penalty, "a": a}
-  return {"config": config, "accuracy_u": accuracy, "zeros_u": zeros}
+  return {
+    "config": config,
+    "final": {"accuracy": {"u": accuracy}, "zeros": {"u": zeros}},
+  }
 
 
 def test_chosen_is_the_most_accurate_that_is_sparse_enough():
   points = (0.99, 0.98), (0.9, 0.999), (0.95, 0.99)
-  results = [_validated(*point) for point in points]
-  results.append(_validated(1.0, 1.0, "l1"))
-  assert path.chosen(results, "l0", 1.0) == _validated(0.95, 0.99)
-  assert path.chosen(results[:1], "l0", 1.0) == _validated(0.99, 0.98)
+  found = [_validated(*point) for point in points]
+  found.append(_validated(1.0, 1.0, "l1"))
+  assert path.chosen(found, "l0", 1.0) == _validated(0.95, 0.99)
+  assert path.chosen(found[:1], "l0", 1.0) == _validated(0.99, 0.98)
 
 
 @pytest.mark.parametrize("data", tables.DATA)
@@ -122,11 +131,11 @@ def test_the_tuned_rows_take_what_the_path_chose():
     )
     for number, kind in enumerate(path.PENALTIES, 1)
   }
-  results = [
+  found = [
     _validated(0.9, 0.9) | {"config": dataclasses.asdict(point)}
     for point in points.values()
   ]
-  rows = tables.tuned_rows("alphabets", results)
+  rows = tables.tuned_rows("alphabets", found)
   assert len({row.name for row in rows}) == len(rows) == 9
   assert all(row.lam is None and not row.validation_size for row in rows)
   for row in rows:
@@ -139,45 +148,40 @@ def test_the_tuned_rows_take_what_the_path_chose():
       continue
     # 10 epochs of 5,000 images are five times 5 epochs of 2,000.
     ours, theirs = (
-      configs.step_of_threshold(one, jnp.float32(one.threshold)) for one in (row, point)
+      rvsm_jax.step_for_threshold(configs.penalty(one), one.threshold)
+      for one in (row, point)
     )
     np.testing.assert_allclose(5 * ours, theirs, rtol=0.02)
 
 
-@pytest.mark.parametrize("a", [0.01, 1.0, 100.0])
-@pytest.mark.parametrize("penalty", ["l0", "l1", "transformed_l1"])
-def test_the_threshold_of_a_step_undoes_the_step_of_a_threshold(penalty, a):
-  config = configs.Config(penalty=penalty, a=a)
-  for threshold in (0.001, 0.02, 0.4):
-    step = float(configs.step_of_threshold(config, jnp.float32(threshold)))
-    assert configs.threshold_of_step(config, step) == pytest.approx(threshold, rel=1e-4)
-
-
-def _result(config, accuracy=0.98765, zeros=0.87654):
-  """What a training returns, with numbers that are easy to find."""
+@pytest.fixture(scope="module")
+def final():
+  """What is measured on a layer of normal numbers."""
   w = jax.random.normal(jax.random.key(0), (5408, 128))
   params = {"dense": {"kernel": w}}
-  params |= {name: {"kernel": jnp.ones((3, 3, 1, 2))} for name in ("conv1", "conv2")}
-  params["conv3"] = params["conv1"]
-  sparse = params if config.splits else None
-  final = measure.final(params, params, sparse, lambda params: (0.5, accuracy))
-  final["zeros"]["u"] = zeros if config.splits else None
-  return {
-    "name": config.name,
-    "config": json.loads(json.dumps(dataclasses.asdict(config))),
-    "seed": config.seed,
-    "final": final,
-    "seconds": 1.0,
-    "hardware": {"processor": "a processor"},
-  }
+  params |= {f"conv{n}": {"kernel": jnp.ones((3, 3, 1, 2))} for n in (1, 2, 3)}
+  return details.final(params, params, params, lambda params: (0.5, 0.5))
 
 
-def test_a_row_is_trained_once(monkeypatch, tmp_path):
+@pytest.fixture
+def make(final):
+  """Makes what a training returns, with numbers that are easy to find."""
+
+  def result(config, accuracy=0.98765, zeros=0.87654):
+    found = copy.deepcopy(final)
+    found["accuracy"] = dict.fromkeys(("w", "u", "w_cut"), accuracy)
+    found["zeros"]["u"] = zeros if config.splits else None
+    return results.result("curves", config, 1.0, name=config.name, final=found)
+
+  return result
+
+
+def test_a_row_is_trained_once(make, monkeypatch, tmp_path):
   trained = []
 
   def fake(config, run, data_dir):
     trained.append(config)
-    return _result(config)
+    return make(config)
 
   monkeypatch.setattr(train, "train", fake)
   row = configs.Config()
@@ -188,17 +192,17 @@ def test_a_row_is_trained_once(monkeypatch, tmp_path):
   assert [config.beta for config in trained] == [4.0, 2.0]
 
 
-def test_the_tables_say_what_the_results_say():
+def test_the_tables_say_what_the_results_say(make):
   rows = [row for data in tables.DATA for row in tables.printed_rows(data)]
-  results = [_result(row) for row in rows]
-  for result, zeros in zip(results, np.linspace(0.5, 0.9, len(results)), strict=True):
+  found = [make(row) for row in rows]
+  for result, zeros in zip(found, np.linspace(0.5, 0.9, len(found)), strict=True):
     if result["final"]["zeros"]["u"] is not None:
       result["final"]["zeros"]["u"] = zeros
-  text = tables.markdown({"path": [], "printed": results, "tuned": []})
+  text = tables.markdown({"path": [], "printed": found, "tuned": []})
   (l0,) = [
     line for line in text.split("## Table 2")[1].split("\n") if "l0, 3 s" in line
   ]
-  zeros = [r["final"]["zeros"]["u"] for r in results if "shapes-l0" in r["name"]]
+  zeros = [r["final"]["zeros"]["u"] for r in found if "shapes-l0" in r["name"]]
   mean, deviation = 100 * np.mean(zeros), 100 * np.std(zeros, ddof=1)
   assert f"{mean:.2f}% ± {deviation:.2f}" in l0
   assert "99.9%" in l0
@@ -209,10 +213,10 @@ def test_the_tables_say_what_the_results_say():
   assert "SGD, ours" in text
 
 
-def test_a_verdict_needs_both_zeros_and_accuracy():
-  dense = _result(configs.Config(penalty="none"), accuracy=0.995)
+def test_a_verdict_needs_both_zeros_and_accuracy(make):
+  dense = make(configs.Config(penalty="none"), accuracy=0.995)
   sparse = [
-    _result(configs.Config(seed=seed), accuracy, zeros)
+    make(configs.Config(seed=seed), accuracy, zeros)
     for seed, (accuracy, zeros) in enumerate(
       [(0.992, 0.99), (0.991, 0.999), (1.0, 0.98), (0.999, 0.903)]
     )

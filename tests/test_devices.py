@@ -1,14 +1,11 @@
 """Training on several devices and in several processes: the numbers of one device."""
 
 import contextlib
-import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -321,68 +318,6 @@ def test_two_processes_give_the_numbers_of_one_device(name, trained_by_two_proce
 def test_errors_of_a_process_are_shown(tmp_path):
   with pytest.raises(AssertionError, match="no_such_module"):
     in_two_processes("no_such_module", [], tmp_path, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def example(tmp_path_factory):
-  """The example script, and a directory with what it needs."""
-  for module in ("flax", "orbax.checkpoint", "tensorflow_datasets", "tyro"):
-    pytest.importorskip(module)
-  from experiments import distributed
-  from experiments.datasets import tabular
-
-  directory = tmp_path_factory.mktemp("example")
-  for split in ("train", "test"):
-    tabular.load("digits", split, directory)
-  return distributed, directory
-
-
-def line_of_devices(count):
-  devices = jax.devices("cpu")[:count]
-  return jax.make_mesh((count,), ("data",), (AxisType.Explicit,), devices=devices)
-
-
-def test_the_example_in_two_processes_and_its_checkpoints_in_one(example):
-  distributed, directory = example
-  config = distributed.Config(hidden=16, epochs=2, batch_size=128)
-  size = ["--hidden", "16", "--epochs", "2", "--batch-size", "128"]
-  paths = ["--output", str(directory / "out"), "--data-dir", str(directory)]
-  printed, silent = in_two_processes(
-    "experiments.distributed", [*size, *paths], directory
-  )
-  assert "2 processes, 4 devices" in printed
-  assert "epoch 2/2" in printed
-  assert "epoch" not in silent
-
-  one = line_of_devices(1)
-  expected = distributed.train(config, one, directory)
-  result = json.loads((directory / "out" / "result.json").read_text())
-  for name in ("accuracy", "sparsity"):
-    assert result[name] == pytest.approx(expected[name], abs=1e-6)
-  # On one device: what four have written, and the second half of the training.
-  checkpoints = directory / "out" / "checkpoints"
-  for newest in ("22", "11"):
-    assert (checkpoints / newest).exists()
-    restored = distributed.train(config, one, directory, checkpoints)
-    chex.assert_trees_all_close(
-      restored["params"], expected["params"], rtol=0, atol=1e-5
-    )
-    shutil.rmtree(checkpoints / "22")
-  other = dataclasses.replace(config, epochs=3)
-  with pytest.raises(ValueError, match="checkpoints of another configuration"):
-    distributed.train(other, one, directory, checkpoints)
-
-
-def test_the_example_on_eight_devices(example):
-  distributed, directory = example
-  config = distributed.Config("proximal", hidden=16, epochs=2, batch_size=128)
-  expected, got = (
-    distributed.train(config, line_of_devices(count), directory) for count in (1, 8)
-  )
-  chex.assert_trees_all_close(got["params"], expected["params"], rtol=0, atol=1e-5)
-  assert any(len(leaf.sharding.spec) for leaf in jax.tree.leaves(got["params"]))
-  with pytest.raises(ValueError, match="batch_size=12 does not divide among 8 devices"):
-    distributed.train(dataclasses.replace(config, batch_size=12), line_of_devices(8))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 import pytest
 from scipy import ndimage, special
 
-from experiments import _run, datasets
-from experiments.curves import __main__ as command
+from experiments import __main__ as experiments
+from experiments import datasets
+from experiments.core.run import ConfigMismatchError, Run
 from experiments.curves import config as configs
-from experiments.curves import images, measure, predict, train
+from experiments.curves import details, images, predict, train
 
 SIDE = 500
 
@@ -394,14 +395,14 @@ def test_a_configuration_knows_the_users_images(folder, tmp_path, monkeypatch):
   assert config.name == "images-meine Bilder-l0-rvsm-ramped-seed0"
   assert pathlib.Path(config.images) == folder
   assert train.load_unseen_font(config, None) is None
-  assert len(train.load_data(config, None).test_labels) == 6
+  assert len(train.load_data(config, None).test.y) == 6
   assert configs.Config().class_names == ("steady hand", "shaky hand")
-  with _run.Run(tmp_path / "run", config):
+  with Run(tmp_path / "run", config):
     pass
   _save(folder / "test" / CLASSES[0] / "new.png", _drawing(0, 7))
   changed = train.identified(config)
-  with pytest.raises(_run.ConfigMismatchError, match=f"digest: there '{config.digest}"):
-    _run.Run(tmp_path / "run", changed)
+  with pytest.raises(ConfigMismatchError, match=f"digest: there '{config.digest}"):
+    Run(tmp_path / "run", changed)
 
 
 @pytest.mark.parametrize(
@@ -426,9 +427,9 @@ def test_a_font_for_the_shaky_letters(tmp_path, monkeypatch):
   assert config.name == "alphabets-font-cmtt10-l0-rvsm-ramped-seed0"
   assert len(config.digest) == 64
   with_font, without = (train.load_data(c, tmp_path) for c in (config, regular))
-  assert not np.array_equal(with_font.test_images, without.test_images)
+  assert not np.array_equal(with_font.test.x, without.test.x)
   assert train.load_unseen_font(config, tmp_path) is None
-  assert len(train.load_unseen_font(regular, tmp_path)[0]) == 12
+  assert len(train.load_unseen_font(regular, tmp_path).x) == 12
   missing = dataclasses.replace(regular, shaky_font=str(tmp_path / "none.ttf"))
   with pytest.raises(ValueError, match=r"there is no file .*none\.ttf"):
     train.identified(missing)
@@ -444,12 +445,16 @@ def test_temperature_undoes_overconfidence():
   rng = np.random.default_rng(0)
   logits = rng.normal(0, 2, (20_000, 2))
   labels = (rng.random(20_000) < special.softmax(logits, axis=1)[:, 1]).astype(int)
-  assert measure.temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
-  assert measure.temperature(logits / 2, labels) == 1.0
+  assert details.temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
+  assert details.temperature(logits / 2, labels) == 1.0
+
+
+def _command(*arguments):
+  experiments.main(["curves", *map(str, arguments)])
 
 
 def _main(capsys, *arguments):
-  command.run([str(argument) for argument in arguments])
+  _command(*arguments)
   return capsys.readouterr().out
 
 
@@ -462,7 +467,7 @@ def test_training_on_pictures_and_applying_what_came_out(folder, tmp_path, capsy
   run = tmp_path / "my run"
   options = ["--images", folder, "--output", run, "--epochs", 1, "--threshold", 0.02]
   with pytest.raises(SystemExit, match="batch_size=32 is more than the 12 images"):
-    command.run([str(option) for option in options])
+    _command(*options)
   assert not run.exists()
 
   (folder / "train" / "notes.txt").write_text("?")
@@ -495,13 +500,13 @@ def test_training_on_pictures_and_applying_what_came_out(folder, tmp_path, capsy
 
   assert "unfinished" in predict.describe(trained._replace(result=None))
   with pytest.raises(SystemExit, match=r"none\.png cannot be read"):
-    command.run(["predict", str(run / "none.png"), "--run", str(run)])
+    _command("predict", run / "none.png", "--run", run)
 
 
 def test_predict_needs_a_run(tmp_path, scanned):
   def complains(message):
     with pytest.raises(SystemExit, match=message):
-      command.run(["predict", str(scanned[0]), "--run", str(tmp_path)])
+      _command("predict", scanned[0], "--run", tmp_path)
 
   complains("no directory of a run: it has no config.json")
   (tmp_path / "config.json").write_text('{"momentum": 0.9, "architecture": "vgg16"}')

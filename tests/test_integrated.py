@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 
 from flax import nnx
 import jax
@@ -11,10 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import _run
-from experiments.integrated import __main__ as main
+from experiments import datasets
+from experiments import integrated as main
+from experiments.core import cli, results
+from experiments.core.run import ConfigMismatchError
+from experiments.core.training import Data, Examples, TrainState
 from experiments.integrated import config as configs
-from experiments.integrated import figures, models, paper, report, train
+from experiments.integrated import figures, paper, report, train
+from experiments.networks import layers
+from experiments.networks.cnn import CNN
 import rvsm_jax
 
 SMALL = dataclasses.replace(
@@ -37,7 +41,7 @@ def make_data(n=105, test=47):
   y = rng.integers(0, 3, n + test).astype(np.int32)
   x = rng.normal(size=(n + test, 4, 4, 1)).astype(np.float32)
   x[:, :3, 0, 0] += 3 * np.eye(3)[y]
-  return train.Data(x[:n], y[:n], x[n:], y[n:], "made up")
+  return Data(Examples(x[:n], y[:n]), Examples(x[n:], y[n:]))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def data():
 @pytest.fixture(scope="module")
 def trainer(data):
   order = train.batches(ITL, train.splits(ITL, data)[0], 2, 0)
-  return train.Trainer(ITL, order.shape[0] * order.shape[1])
+  return train.Trainings(ITL, order.shape[0] * order.shape[1])
 
 
 class TestProtocol:
@@ -150,9 +154,9 @@ class TestNetwork:
     def loss(convolution):
       return lambda *args: jnp.sum(jnp.square(convolution(*args) - target))
 
-    assert (side * side <= models.SMALL) == (side == 5)
+    assert (side * side <= layers._SMALL) == (side == 5)
     for found, expected in zip(
-      jax.tree.leaves(jax.value_and_grad(loss(models.conv3x3), (0, 1))(x, kernel)),
+      jax.tree.leaves(jax.value_and_grad(loss(layers.conv3x3), (0, 1))(x, kernel)),
       jax.tree.leaves(jax.value_and_grad(loss(reference), (0, 1))(x, kernel)),
       strict=True,
     ):
@@ -161,7 +165,7 @@ class TestNetwork:
   @pytest.mark.parametrize("shape", [(28, 28, 1), (15, 14, 3), (8, 8, 1)])
   def test_fused_pooling_is_the_same_function(self, shape):
     def loss(fused):
-      model = models.CNN(shape, (4, 6), (0, 1), (5,), fused=fused, rngs=nnx.Rngs(0))
+      model = CNN(shape, (4, 6), (0, 1), (5,), fused=fused, rngs=nnx.Rngs(0))
       graph, params = nnx.split(model)
       x = jax.random.normal(jax.random.key(1), (3, *shape))
       return jax.value_and_grad(
@@ -177,7 +181,7 @@ class TestNetwork:
     p = configs.PROBLEMS[name]
     shapes = jax.eval_shape(
       lambda: nnx.state(
-        models.CNN(p.shape, p.convs, p.pooled, p.dense, rngs=nnx.Rngs(0)), nnx.Param
+        CNN(p.shape, p.convs, p.pooled, p.dense, rngs=nnx.Rngs(0)), nnx.Param
       )
     )
     found = [leaf.shape for leaf in jax.tree.leaves(shapes) if len(leaf.shape) > 1]
@@ -213,14 +217,14 @@ class TestData:
     search, final = train.splits(ITL, data)
     order = train.batches(ITL, search, 3, 0)
     validation, tested = (
-      np.asarray(part.held_x)[np.asarray(part.held_y) >= 0] for part in (search, final)
+      np.asarray(part.held.x)[np.asarray(part.held.y) >= 0] for part in (search, final)
     )
-    trained = {x.tobytes() for x in np.asarray(search.x)[order.ravel()]}
+    trained = {x.tobytes() for x in np.asarray(search.examples.x)[order.ravel()]}
     for held in (validation, tested):
       assert trained.isdisjoint({x.tobytes() for x in held})
-    assert len(trained) + len(validation) == len(data.x)
+    assert len(trained) + len(validation) == len(data.train.x)
     assert len(tested) == test
-    assert search.held_x.shape == final.held_x.shape
+    assert search.held.x.shape == final.held.x.shape
 
   def test_batches_of_search_and_final_have_one_shape(self, data):
     search, final = train.splits(ITL, data)
@@ -234,10 +238,10 @@ class TestData:
 
   def test_the_subset_says_so(self, monkeypatch):
     arrays = np.ones((4, 48)) * np.arange(4)[:, None], np.zeros(4, np.int32)
-    monkeypatch.setattr(train.tabular, "load", lambda *args: arrays)
+    monkeypatch.setattr(datasets, "load", lambda *args: arrays)
     for name, said in (("sdd_subset", True), ("sdd", False)):
-      found = train.load_data(configs.PROBLEMS[name], None, None)
-      assert ("subset" in found.note) == said
+      _, note = train.load_data(configs.PROBLEMS[name], None, None)
+      assert ("subset" in note) == said
 
 
 class TestTraining:
@@ -299,10 +303,14 @@ class TestTraining:
 
   def test_only_examples_with_a_label_count(self, trainer, data):
     params = trainer.initial(0)[1]
-    x, y = jnp.asarray(data.test_x), jnp.asarray(data.test_y)
+    x, y = map(jnp.asarray, data.test)
+
+    def accuracy(x, y):
+      state = TrainState(0, params, (), {})
+      return trainer.metrics(state, Examples(x, y))["accuracy"]
+
     unlabelled = y.at[10:].set(-1)
-    part = trainer.metrics(params, x[:10], y[:10])["accuracy"]
-    np.testing.assert_allclose(trainer.metrics(params, x, unlabelled)["accuracy"], part)
+    np.testing.assert_allclose(accuracy(x, unlabelled), accuracy(x[:10], y[:10]))
 
 
 class TestChoice:
@@ -319,12 +327,12 @@ class TestChoice:
     assert train.choose(self.POINTS, reference, 0.0051)["lam"] == expected
 
   @pytest.mark.parametrize(
-    ("densities", "expected"), [((0.9, 0.5, 0.1), 1), ((0.9, 0.8, 0.6), 2)]
+    ("zeros", "expected"), [((0.1, 0.5, 0.9), 1), ((0.1, 0.2, 0.4), 2)]
   )
-  def test_most_accurate_of_those_with_half_of_a_layer_zero(self, densities, expected):
+  def test_most_accurate_of_those_with_half_of_a_layer_zero(self, zeros, expected):
     points = [
-      point | {"densities": [1.0, density, 1.0]}
-      for point, density in zip(self.POINTS, densities, strict=True)
+      point | {"zeros": [0.0, share, 0.0]}
+      for point, share in zip(self.POINTS, zeros, strict=True)
     ]
     assert train.choose_sparse(points) is points[expected]
 
@@ -357,7 +365,7 @@ class TestCell:
       return whole(point, *rest)
 
     monkeypatch.setattr(trainer, "train", counted)
-    monkeypatch.setattr(train, "Trainer", lambda *args: trainer)
+    monkeypatch.setattr(train, "Trainings", lambda *args: trainer)
     arguments = (ITL, data, (0, 1), 0.5, tmp_path)
     with pytest.raises(KilledError):
       train.cell(*arguments)
@@ -377,7 +385,7 @@ class TestCell:
     assert [final["seed"] for final in within["finals"]] == [0, 1]
     assert train.cell(*arguments, budget=(0.0, 0.0))["within"] is None
     other = dataclasses.replace(ITL, s=0.1)
-    with pytest.raises(_run.ConfigMismatchError, match=r"s: there 0\.2, now 0\.1"):
+    with pytest.raises(ConfigMismatchError, match=r"s: there 0\.2, now 0\.1"):
       train.cell(other, *arguments[1:])
 
 
@@ -408,17 +416,22 @@ def result(name="pendigits", methods=None, **values):
       "parameters": parameters,
       "neurons_removed": 3,
       "removed": [0] * (layers - 2) + [{"group": 64, "itl": 12}.get(method, 0)],
-      "densities": [{"group": 0.5, "itl": 0.2}.get(method, 0.4)] * layers,
+      "zeros": [{"group": 0.5, "itl": 0.8}.get(method, 0.6)] * layers,
       "history": {**curve, "parameters": [1.0, parameters]},
       "first_layer": np.ones((3, 3, 1, problem.convs[0])).tolist(),
     }
 
-  return {
-    "problem": dataclasses.asdict(problem),
+  config = {
+    "problem": problem,
     "rules": {"s": 0.2, "mu": 0.5, "tolerance": 0.005, "validation_share": 0.2},
     "seeds": [0, 1],
-    "data": {"train": 100, "test": 20, "note": f"a subset called {name}"},
-    "methods": {
+  }
+  return results.result(
+    "integrated",
+    config,
+    None,
+    data={"train": 100, "test": 20, "note": f"a subset called {name}"},
+    methods={
       method: {
         "points": [one(method, numbers, 0)],
         "chosen": one(method, numbers, 0),
@@ -427,16 +440,15 @@ def result(name="pendigits", methods=None, **values):
       }
       for method, numbers in methods.items()
     },
-    **_run.environment(),
-  }
+  )
 
 
 class TestReport:
   def test_ranks_share_ties(self):
-    results = {"pendigits": result(), "mnist": result("mnist", itl=(0.96, 0.4, 0.1))}
-    flops = report.average_ranks(results, "flops")
+    found = {"pendigits": result(), "mnist": result("mnist", itl=(0.96, 0.4, 0.1))}
+    flops = report.average_ranks(found, "flops")
     assert flops == {"l1": 1.75, "sgl": 3.0, "cges": 4.0, "itl": 1.25}
-    accuracy = report.average_ranks(results, "accuracy")
+    accuracy = report.average_ranks(found, "accuracy")
     assert accuracy == {"l1": 2.5, "sgl": 2.5, "cges": 1.0, "itl": 4.0} or (
       accuracy["cges"] == 1.0 and accuracy["itl"] == 3.0
     )
@@ -476,7 +488,7 @@ class TestReport:
 
   def test_a_part_of_a_data_set_is_named_and_not_compared(self):
     found = result("cifar10", itl=(0.999, 0.01, 0.01))
-    found["problem"] = dataclasses.asdict(configs.PROBLEMS["cifar10"].quick)
+    found["config"]["problem"] = dataclasses.asdict(configs.PROBLEMS["cifar10"].quick)
     assert "not comparable" in report.claims({"cifar10": found})
     assert "CIFAR-10, reduced" in report.table_2({"cifar10": found})
     assert report.average_ranks({"cifar10": found}, "flops") == {}
@@ -512,12 +524,12 @@ class TestReport:
 
   def test_nothing_to_report(self, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no result"):
-      main.tables(tmp_path)
+      main.rebuild(tmp_path)
 
 
-def untrained(trainer, point, split, order):
-  params = trainer.initial(point.seed)[1]
-  found = trainer.metrics(params, split.held_x, split.held_y)
+def untrained(trainings, point, split, order):
+  params = trainings.initial(point.seed)[1]
+  found = trainings.metrics(TrainState(0, params, (), {}), split.held)
   return params, {name: np.array([value] * len(order)) for name, value in found.items()}
 
 
@@ -525,19 +537,21 @@ class TestCommand:
   def test_from_the_data_to_tables_and_figures(self, data, tmp_path, monkeypatch):
     problem = dataclasses.replace(SMALL, lams=(1e-2, 0.2), shapes=(0.1,))
     monkeypatch.setitem(configs.PROBLEMS, "digits", problem)
-    monkeypatch.setattr(train, "load_data", lambda *args: data)
-    monkeypatch.setattr(train.Trainer, "train", untrained)
-    arguments = {"output": tmp_path / "runs", "results": tmp_path / "results"}
-    main.run(("digits",), ("itl",), (0, 1), epochs=1, **arguments)
-    stored = json.loads((tmp_path / "results" / "digits.json").read_text())
+    monkeypatch.setattr(train, "load_data", lambda *args: (data, "made up"))
+    monkeypatch.setattr(train.Trainings, "train", untrained)
+    places = cli.Places(output=tmp_path / "runs", results=tmp_path / "results")
+    main.main(places, ("digits",), ("itl",), (0, 1), epochs=1)
+    stored = results.read(tmp_path / "results" / "digits.json")
     assert list(stored["methods"]) == ["l2", "itl"]
-    assert stored["problem"]["epochs"] == 1
+    assert stored["config"]["problem"]["epochs"] == 1
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names >= {"tables.md", *(f"figure-{n}.png" for n in range(1, 8))}
+    kept = {path.name for path in (tmp_path / "runs" / "digits" / "itl").iterdir()}
+    assert any(name.endswith("seed1.safetensors") for name in kept)
 
   @pytest.mark.parametrize(
     "arguments", [{"data": ("iris",)}, {"methods": ("l3",)}], ids=str
   )
   def test_unknown_names(self, arguments):
     with pytest.raises(ValueError, match="There is no"):
-      main.run(**arguments)
+      main.main(cli.Places(), **arguments)

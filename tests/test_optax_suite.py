@@ -7,11 +7,11 @@ suite leaves out (it drops the wrappers before it checks dtypes) is tested after
 
 import importlib.util
 import inspect
-import itertools
 import pathlib
 import sys
 import types
 
+from cases import TRANSFORMATIONS, every_transformation, with_invariant
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,90 +19,59 @@ import pytest
 
 import rvsm_jax
 
-LEARNING_RATE = {"learning_rate": 1e-3}
-RVSM = {"lam": 1e-4, "beta": 0.1}
+SUITE = [case for case in TRANSFORMATIONS if case.suite is not None]
 
 
-def sgd_rvsm(learning_rate: optax.ScalarOrSchedule, lam, beta):
-  return optax.chain(
-    optax.sgd(learning_rate, momentum=0.9),
-    rvsm_jax.rvsm(learning_rate, rvsm_jax.l0(), lam=lam, beta=beta),
+class Named:
+  """Whatever it holds, with a text that is the same in every process of pytest."""
+
+  def __init__(self, value):
+    self.value = value
+
+  def __repr__(self):
+    return type(self.value).__name__
+
+
+def factory(case):
+  """The case as a function that Optax takes for one of its optimizers.
+
+  Optax looks at the annotation of the learning rate, and injects what it is given.
+  """
+
+  def make(learning_rate, **kwargs):
+    return case.make(learning_rate, **{k: _plain(v) for k, v in kwargs.items()})
+
+  names = [name for name in case.suite if name != "learning_rate"]
+  kind = inspect.Parameter.KEYWORD_ONLY
+  make.__signature__ = inspect.Signature(
+    [
+      inspect.Parameter(
+        "learning_rate",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        annotation=optax.ScalarOrSchedule,
+      ),
+      *(inspect.Parameter(name, kind) for name in names),
+    ]
   )
+  return make
 
 
-def adam_rvsm(learning_rate: optax.ScalarOrSchedule, lam, beta):
-  return optax.chain(
-    optax.adam(learning_rate),
-    rvsm_jax.rvsm(learning_rate, rvsm_jax.l1(), lam=lam, beta=beta, carry_u=False),
-  )
+def _plain(value):
+  return value.value if isinstance(value, Named) else value
 
 
-def adam_proximal(learning_rate: optax.ScalarOrSchedule, lam):
-  return optax.chain(
-    optax.adam(learning_rate),
-    rvsm_jax.proximal(learning_rate, rvsm_jax.transformed_l1(), lam=lam),
-  )
-
-
-def penalised_sgd(learning_rate: optax.ScalarOrSchedule, lam):
-  return optax.chain(
-    rvsm_jax.add_penalty_gradient(rvsm_jax.transformed_l1(), lam),
-    optax.sgd(learning_rate, momentum=0.9),
-  )
-
-
-FACTORIES = {
-  "rvsm_sgd": rvsm_jax.rvsm_sgd,
-  "proximal_sgd": rvsm_jax.proximal_sgd,
-  "proximal_adam": rvsm_jax.proximal_adam,
-  "sgd_rvsm": sgd_rvsm,
-  "adam_rvsm": adam_rvsm,
-  "adam_proximal": adam_proximal,
-  "penalised_sgd": penalised_sgd,
-}
-CASES = [
-  ("rvsm_sgd", RVSM | {"penalty": rvsm_jax.l0(), "momentum": 0.9}),
-  (
-    "rvsm_sgd",
-    RVSM
-    | {
-      "penalty": rvsm_jax.transformed_l1(0.5),
-      "momentum": 0.9,
-      "nesterov": True,
-      "ordering": "jacobi",
-    },
-  ),
-  ("sgd_rvsm", RVSM),
-  ("adam_rvsm", RVSM | {"learning_rate": 1e-2}),
-  ("proximal_sgd", {"penalty": rvsm_jax.l1(), "lam": 1e-4, "momentum": 0.9}),
-  ("adam_proximal", {"lam": 1e-5, "learning_rate": 1e-2}),
-  (
-    "proximal_adam",
-    {"penalty": rvsm_jax.transformed_l1(), "lam": 1e-5, "learning_rate": 1e-2},
-  ),
-  ("penalised_sgd", {"lam": 1e-4}),
-]
-
-
-class NamedPenalty(rvsm_jax.Penalty):
-  """One whose text has no addresses: pytest-xdist wants the same names everywhere."""
-
-  def __repr__(self) -> str:
-    return "Penalty"
-
-
-def named(value):
-  return NamedPenalty(*value) if isinstance(value, rvsm_jax.Penalty) else value
+def _named(value):
+  return Named(value) if isinstance(value, rvsm_jax.Penalty) else value
 
 
 UNDER_TEST = tuple(
   {
-    "opt_name": name,
-    "opt_kwargs": LEARNING_RATE | {key: named(value) for key, value in kwargs.items()},
+    "opt_name": case.name,
+    "opt_kwargs": {key: _named(value) for key, value in case.suite.items()},
     "wrapper_name": None,
     "wrapper_kwargs": None,
   }
-  for name, kwargs in CASES
+  for case in SUITE
 )
 
 NAME = "optax.contrib._common_test"
@@ -135,7 +104,7 @@ def load_suite() -> types.ModuleType:
   if not hasattr(module, "ContribTest"):
     raise LookupError(f"{path} has no ContribTest")
   # The tests look names up in `contrib` when they run.
-  module.contrib = types.SimpleNamespace(**FACTORIES)
+  module.contrib = types.SimpleNamespace(**{c.name: factory(c) for c in SUITE})
   return module
 
 
@@ -164,29 +133,16 @@ def test_optax_suite_has_cases_for_each_optimizer():
     assert len(cases) >= len(UNDER_TEST), expected
 
 
-@pytest.mark.parametrize(
-  "factory",
-  [
-    rvsm_jax.rvsm,
-    rvsm_jax.rvsm_sgd,
-    rvsm_jax.proximal,
-    rvsm_jax.proximal_sgd,
-    *FACTORIES.values(),
-  ],
-)
-def test_learning_rate_comes_first_and_is_annotated_as_optax_expects(factory):
+@every_transformation
+def test_the_learning_rate_comes_first_and_is_annotated_as_optax_expects(case):
   # Optax's suite skips its test of schedules for any other annotation.
-  name, parameter = next(iter(inspect.signature(factory).parameters.items()))
-  assert name == "learning_rate"
-  assert parameter.annotation == optax.ScalarOrSchedule
+  parameters = inspect.signature(case.factory).parameters
+  if "learning_rate" in case.arguments and case.factory.__module__ != "cases":
+    assert next(iter(parameters)) == "learning_rate"
+    assert parameters["learning_rate"].annotation == optax.ScalarOrSchedule
 
 
 # The wrappers, which Optax's suite leaves out
-
-
-def base(name):
-  kwargs = dict(next(kwargs for case, kwargs in CASES if case == name))
-  return FACTORIES[name](**(LEARNING_RATE | kwargs))
 
 
 WRAPPERS = {
@@ -200,43 +156,56 @@ WRAPPERS = {
   "chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
   "named_chain": lambda tx: optax.named_chain(("tx", tx)),
 }
+PARAMS = [jnp.ones((2, 3)), jnp.zeros(())]
+
+
+def wrapped(case):
+  """It inside each wrapper, and alone."""
+  names = set(WRAPPERS)
+  names -= set() if case.has("masked") else {"masked", "partition"}
+  names -= set() if case.has("MultiSteps") else {"MultiSteps"}
+  return {
+    "alone": case.make(),
+    **{name: WRAPPERS[name](case.make()) for name in sorted(names)},
+  }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize(
-  ("name", "wrapper"), list(itertools.product(FACTORIES, WRAPPERS))
-)
-def test_wrappers_keep_dtype_shape_and_structure(name, wrapper, dtype):
+@every_transformation
+def test_dtypes_shapes_and_structures_are_kept_in_every_wrapper(case, dtype):
   with jax.enable_x64(dtype == "float64"):
-    tx = WRAPPERS[wrapper](base(name))
-    params = [jnp.ones((2, 3), dtype), jnp.zeros((), dtype)]
-    # Abstract evaluation compiles nothing and sees every dtype.
-    state = jax.eval_shape(tx.init, params)
-    updates, new_state = jax.eval_shape(tx.update, params, state, params)
+    params = [leaf.astype(dtype) for leaf in PARAMS]
+    for name, tx in wrapped(case).items():
+      # Abstract evaluation compiles nothing and sees every dtype.
+      state = jax.eval_shape(tx.init, params)
+      updates, new_state = jax.eval_shape(
+        lambda g, s, p, tx=tx: tx.update(g, s, p, **case.extra(p, g)),
+        params,
+        state,
+        params,
+      )
 
-    def signature(tree):
-      return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+      def signature(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
-    assert signature(updates) == signature(jax.eval_shape(lambda p: p, params))
-    assert signature(new_state) == signature(state)
-    weak = jax.tree.map(lambda x: getattr(x, "weak_type", False), new_state)
-    assert not any(jax.tree.leaves(weak))
+      assert signature(updates) == signature(jax.eval_shape(lambda p: p, params)), name
+      assert signature(new_state) == signature(state), name
+      weak = jax.tree.map(lambda x: getattr(x, "weak_type", False), new_state)
+      assert not any(jax.tree.leaves(weak)), name
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("name", FACTORIES)
-def test_map_params_through_every_wrapper(name, wrapper):
-  tx = WRAPPERS[wrapper](base(name))
-  params = [jnp.ones((2, 3)), jnp.zeros(())]
-  state = tx.init(params)
-  same = optax.tree.map_params(tx, lambda x: x, state)
-  assert jax.tree.structure(same) == jax.tree.structure(state)
-  marked = optax.tree.map_params(
-    tx, lambda _: "param", state, transform_non_params=lambda _: "other"
-  )
-  for mark, leaf in zip(jax.tree.leaves(marked), jax.tree.leaves(state), strict=True):
-    assert mark == ("param" if leaf.shape == (2, 3) else mark)
-    assert mark == ("other" if jnp.issubdtype(leaf.dtype, jnp.integer) else mark)
+@every_transformation
+def test_map_params_through_every_wrapper(case):
+  for name, tx in wrapped(case).items():
+    state = tx.init(PARAMS)
+    same = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state), name
+    marked = optax.tree.map_params(
+      tx, lambda _: "param", state, transform_non_params=lambda _: "other"
+    )
+    for mark, leaf in zip(jax.tree.leaves(marked), jax.tree.leaves(state), strict=True):
+      assert mark == ("param" if leaf.shape == (2, 3) else mark), name
+      assert mark == ("other" if jnp.issubdtype(leaf.dtype, jnp.integer) else mark)
 
 
 @pytest.mark.parametrize(
@@ -244,37 +213,24 @@ def test_map_params_through_every_wrapper(name, wrapper):
   [None, True, [True, False], lambda p: [True, False], rvsm_jax.kernels],
   ids=["none", "true", "tree", "callable", "kernels"],
 )
-def test_map_params_with_our_masks(mask):
+@with_invariant("mask")
+def test_map_params_with_our_masks(case, mask):
   params = [jnp.ones((2, 3)), jnp.zeros((4,))]
-  specs = ["matrix", "vector"]
 
   def is_masked(x):
     return isinstance(x, optax.MaskedNode)
 
-  for tx, has_u in (
-    (rvsm_jax.rvsm(1e-3, rvsm_jax.l0(), mask=mask, **RVSM), True),
-    (rvsm_jax.rvsm(1e-3, rvsm_jax.l0(), mask=mask, carry_u=False, **RVSM), False),
-    (rvsm_jax.proximal(1e-3, rvsm_jax.l0(), lam=0.1, mask=mask), False),
-    (rvsm_jax.proximal_adam(1e-3, rvsm_jax.l0(), lam=0.1, mask=mask), False),
-    (rvsm_jax.add_penalty_gradient(rvsm_jax.l1(), 0.1, mask=mask), False),
-  ):
-    state = tx.init(params)
-    mapped = optax.tree.map_params(
-      tx,
-      lambda leaf, spec: leaf if is_masked(leaf) else spec,
-      state,
-      specs,
-      transform_non_params=lambda _: "count",
-      is_leaf=is_masked,
-    )
-    assert mapped.count == "count"
-    if has_u:
-      everything = mask is None or mask is True
-      assert mapped.u == ["matrix", "vector" if everything else optax.MaskedNode()]
-
-
-def test_init_under_eval_shape():
-  params = {"w": jax.ShapeDtypeStruct((4, 3), jnp.bfloat16)}
-  for name in FACTORIES:
-    state = jax.eval_shape(base(name).init, params)
-    assert jax.tree.leaves(state)
+  tx = case.bare(mask=mask)
+  mapped = optax.tree.map_params(
+    tx,
+    lambda leaf, spec: leaf if is_masked(leaf) else spec,
+    tx.init(params),
+    ["matrix", "vector"],
+    transform_non_params=lambda _: "other",
+    is_leaf=is_masked,
+  )
+  assert "other" in jax.tree.leaves(mapped, is_leaf=is_masked)
+  whole = mask is None or mask is True
+  for name in {case.carries, "dual"} - {None}:
+    for _, tree in optax.tree.get_all_with_path(mapped, name):
+      assert tree == ["matrix", "vector" if whole else optax.MaskedNode()]

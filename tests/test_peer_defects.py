@@ -7,7 +7,7 @@ is here concerns the maps. The first tests show that this suite's oracles can fa
 from collections.abc import Callable
 from typing import Any
 
-from cases import CASES, ONE_SHAPE, SHAPE, Case, prox, sample, value
+from cases import CASES, SHAPE, Case, prox, sample, value
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,7 +160,7 @@ def test_sparse_group_lasso_thresholds_entries_first():
 # nemos keeps a mask of the leaf's shape for every group.
 @pytest.mark.parametrize(
   "case",
-  [c for c in CASES if c.groups == "out" and c.name not in ONE_SHAPE],
+  [c for c in CASES if c.groups == "out" and c.any_shape],
   ids=str,
 )
 def test_groups_take_no_memory_of_their_own(case: Case):

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from cases import CASES, ONE_SHAPE, SHAPE, Case, prox, sample, to_numpy, value
+from cases import CASES, SHAPE, Case, prox, sample, to_numpy, value
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -179,7 +179,7 @@ def test_step_and_hyperparameters_may_be_arrays(case: Case):
 @pytest.mark.parametrize("case", [c for c in CASES if c.groups], ids=str)
 def test_groups_are_independent(case: Case, shape: tuple[int, ...]):
   """One group after the other gives the same, so no group sees another."""
-  if case.name in ONE_SHAPE and shape != SHAPE:
+  if not case.any_shape and shape != SHAPE:
     pytest.skip("made for one shape")
   x = sample(shape).astype(np.float32)
   u = _apply(case, x, 0.3)
@@ -320,7 +320,7 @@ def test_l1_and_tl1_agree_at_one(a: float):
 def _shapes(case: Case) -> tuple[tuple[int, ...], ...]:
   if case.separable:
     return ((), (3,), SHAPE, (2, 2, 3, 4))
-  if case.name in ONE_SHAPE:
+  if not case.any_shape:
     return (SHAPE,)
   return (SHAPE, (2, 2, 3, 4))
 

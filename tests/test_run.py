@@ -15,7 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import _run
+from experiments.core import results, training
+from experiments.core import run as runs
+from rvsm_jax import export
 
 EPOCHS, STEPS = 3, 4
 
@@ -31,7 +33,7 @@ class KilledError(Exception):
 
 
 def _batches(epoch):
-  return _run.epoch_order(0, epoch, 20, 5)
+  return training.epoch_order(0, epoch, 20, 5)
 
 
 def _fit(run, *, die_at=None, checkpoint_seconds=-1.0, rate=0.1):
@@ -58,12 +60,12 @@ def _fit(run, *, die_at=None, checkpoint_seconds=-1.0, rate=0.1):
       raise KilledError
     return update(state, batch)
 
-  return _run.fit(
+  return training.fit(
     run,
-    _run.TrainState.create(jnp.array(2.0), tx),
+    training.TrainState.create(jnp.array(2.0), tx),
     epochs=EPOCHS,
     batches=_batches,
-    step=step,
+    step=training.Step(step),
     evaluate=lambda state: {"w": float(state.params)},
     live=lambda state: {"zeros": float(state.params == 0)},
     checkpoint_seconds=checkpoint_seconds,
@@ -71,16 +73,16 @@ def _fit(run, *, die_at=None, checkpoint_seconds=-1.0, rate=0.1):
 
 
 def _undisturbed(directory):
-  with _run.Run(directory, Settings()) as run:
+  with runs.Run(directory, Settings()) as run:
     return _fit(run)
 
 
 @pytest.mark.parametrize("die_at", [3, 4, 11])
 def test_a_resumed_run_ends_with_the_same_numbers(tmp_path, die_at):
   state, record = _undisturbed(tmp_path / "whole")
-  with _run.Run(tmp_path / "killed", Settings()) as run, pytest.raises(KilledError):
+  with runs.Run(tmp_path / "killed", Settings()) as run, pytest.raises(KilledError):
     _fit(run, die_at=die_at)
-  with _run.Run(tmp_path / "killed", Settings()) as run:
+  with runs.Run(tmp_path / "killed", Settings()) as run:
     resumed, again = _fit(run)
   assert again.epochs == record.epochs
   assert len(record.epochs) == EPOCHS
@@ -90,7 +92,7 @@ def test_a_resumed_run_ends_with_the_same_numbers(tmp_path, die_at):
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
   _, record = _undisturbed(tmp_path)
-  with _run.Run(tmp_path, Settings()) as run:
+  with runs.Run(tmp_path, Settings()) as run:
     _, again = _fit(run, die_at=EPOCHS * STEPS - 1)
   assert again.epochs == record.epochs
 
@@ -102,7 +104,7 @@ def _checkpoints(directory):
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damage):
   _, record = _undisturbed(tmp_path / "whole")
-  with _run.Run(tmp_path / "run", Settings()) as run, pytest.raises(KilledError):
+  with runs.Run(tmp_path / "run", Settings()) as run, pytest.raises(KilledError):
     _fit(run, die_at=7)
   steps = _checkpoints(tmp_path / "run")
   assert steps == [6, 7]
@@ -119,7 +121,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damage):
       largest.write_bytes(content)
     case "missing":
       largest.unlink()
-  with _run.Run(tmp_path / "run", Settings()) as run:
+  with runs.Run(tmp_path / "run", Settings()) as run:
     _, again = _fit(run)
   out = capsys.readouterr().out
   assert "step 7 is damaged" in out
@@ -129,10 +131,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damage):
 
 def test_without_an_intact_checkpoint_training_starts_anew(tmp_path):
   _, record = _undisturbed(tmp_path / "whole")
-  with _run.Run(tmp_path / "run", Settings()) as run, pytest.raises(KilledError):
+  with runs.Run(tmp_path / "run", Settings()) as run, pytest.raises(KilledError):
     _fit(run, die_at=7)
   shutil.rmtree(tmp_path / "run" / "digests")
-  with _run.Run(tmp_path / "run", Settings()) as run:
+  with runs.Run(tmp_path / "run", Settings()) as run:
     _, again = _fit(run)
   assert again.epochs == record.epochs
 
@@ -143,16 +145,16 @@ def test_two_checkpoints_are_kept(tmp_path):
 
 
 def test_checkpoints_are_written_by_the_clock(tmp_path):
-  with _run.Run(tmp_path, Settings()) as run:
+  with runs.Run(tmp_path, Settings()) as run:
     _fit(run, checkpoint_seconds=3600)
   assert _checkpoints(tmp_path) == [EPOCHS * STEPS]
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
-  with _run.Run(tmp_path, Settings()):
+  with runs.Run(tmp_path, Settings()):
     pass
-  with pytest.raises(_run.ConfigMismatchError, match=r"rate: there 0\.1, now 0\.2"):
-    _run.Run(tmp_path, Settings(rate=0.2))
+  with pytest.raises(runs.ConfigMismatchError, match=r"rate: there 0\.1, now 0\.2"):
+    runs.Run(tmp_path, Settings(rate=0.2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,57 +164,57 @@ class Nested:
 
 
 def test_a_difference_deep_in_the_configuration_is_shown_alone(tmp_path):
-  with _run.Run(tmp_path, Nested()):
+  with runs.Run(tmp_path, Nested()):
     pass
-  with pytest.raises(_run.ConfigMismatchError) as raised:
-    _run.Run(tmp_path, Nested(Settings(rate=0.2)))
+  with pytest.raises(runs.ConfigMismatchError) as raised:
+    runs.Run(tmp_path, Nested(Settings(rate=0.2)))
   assert "\n  settings.rate: there 0.1, now 0.2\nPass" in str(raised.value)
 
 
 def _hold(directory, opened, end):
-  with _run.Run(directory, Settings()):
+  with runs.Run(directory, Settings()):
     opened.set()
     end.wait()
 
 
 def test_a_directory_in_use_is_refused_and_free_after_a_kill(tmp_path, monkeypatch):
-  monkeypatch.setattr(_run, "_LOCK_SECONDS", 0.1)
+  monkeypatch.setattr(runs, "_LOCK_SECONDS", 0.1)
   context = multiprocessing.get_context("spawn")
   opened, end = context.Event(), context.Event()
   other = context.Process(target=_hold, args=(tmp_path, opened, end))
   other.start()
   assert opened.wait(240)
   message = rf"{tmp_path} is in use by process {other.pid}: wait"
-  with pytest.raises(_run.RunInUseError, match=message):
-    _run.Run(tmp_path, Settings())
+  with pytest.raises(runs.RunInUseError, match=message):
+    runs.Run(tmp_path, Settings())
   other.kill()
   other.join()
-  with _run.Run(tmp_path, Settings()):
+  with runs.Run(tmp_path, Settings()):
     assert (tmp_path / "process").read_text() == str(os.getpid())
 
 
 def test_one_that_is_refused_leaves_the_directory_free(tmp_path, monkeypatch):
-  monkeypatch.setattr(_run, "_LOCK_SECONDS", 0.1)
-  with _run.Run(tmp_path, Settings()):
+  monkeypatch.setattr(runs, "_LOCK_SECONDS", 0.1)
+  with runs.Run(tmp_path, Settings()):
     pass
-  with pytest.raises(_run.ConfigMismatchError) as raised:
-    _run.Run(tmp_path, Settings(rate=0.2))
+  with pytest.raises(runs.ConfigMismatchError) as raised:
+    runs.Run(tmp_path, Settings(rate=0.2))
   assert raised.tb is not None  # which would keep a lock alive
-  with _run.Run(tmp_path, Settings()), pytest.raises(_run.RunInUseError):
-    _run.Run(tmp_path, Settings())
+  with runs.Run(tmp_path, Settings()), pytest.raises(runs.RunInUseError):
+    runs.Run(tmp_path, Settings())
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
   left = tmp_path / "result.json.1.partial"
   left.write_text('{"half')
-  with _run.Run(tmp_path, Settings()) as run:
+  with runs.Run(tmp_path, Settings()) as run:
     assert not left.exists()
     assert run.result() is None
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   with (
-    _run.Run(tmp_path, Settings()) as run,
+    runs.Run(tmp_path, Settings()) as run,
     pytest.raises(FloatingPointError, match="lower the learning rate"),
   ):
     _fit(run, rate=1e30)
@@ -220,19 +222,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_a_checkpoint_is_always_finite(tmp_path):
-  with _run.Run(tmp_path, Settings()) as run:
+  with runs.Run(tmp_path, Settings()) as run:
     with pytest.raises(FloatingPointError, match=rf"{tmp_path}, epoch 1, loss inf"):
       _fit(run, rate=1e15)
     tx = optax.sgd(1e15, momentum=0.9)
-    state, _ = run.restore(_run.TrainState.create(jnp.array(2.0), tx))
+    state, _ = run.restore(training.TrainState.create(jnp.array(2.0), tx))
   assert jnp.isfinite(state.params)
 
 
 def test_require_finite_counts_what_is_not():
   numbers = {"a": jnp.array([1.0, jnp.nan, -jnp.inf]), "b": (2, None), "c": math.nan}
   with pytest.raises(FloatingPointError, match="u: 3 numbers are not finite"):
-    _run.require_finite(numbers, "u")
-  _run.require_finite({"a": jnp.ones(3, jnp.bfloat16), "b": 1, "c": ()}, "u")
+    training.require_finite(numbers, "u")
+  training.require_finite({"a": jnp.ones(3, jnp.bfloat16), "b": 1, "c": ()}, "u")
 
 
 # --- full disks ---
@@ -256,10 +258,10 @@ class Full:
 
 def test_a_full_disk_keeps_what_was_written_before(tmp_path, monkeypatch):
   disk, file = Full(tmp_path, monkeypatch), tmp_path / "result.json"
-  _run.write_json(file, {"before": 1})
+  results.write_json(file, {"before": 1})
   disk.full = True
   with pytest.raises(OSError, match=rf"No space left on device: '{file}'") as raised:
-    _run.write_json(file, {"after": 2})
+    results.write_json(file, {"after": 2})
   assert raised.value.errno == errno.ENOSPC
   assert json.loads(file.read_text()) == {"before": 1}
   assert list(tmp_path.iterdir()) == [file]
@@ -268,9 +270,9 @@ def test_a_full_disk_keeps_what_was_written_before(tmp_path, monkeypatch):
 def test_a_run_goes_on_once_a_full_disk_is_freed(tmp_path, monkeypatch, capsys):
   _, record = _undisturbed(tmp_path / "whole")
   directory = tmp_path / "run"
-  with _run.Run(directory, Settings()) as run, pytest.raises(KilledError):
+  with runs.Run(directory, Settings()) as run, pytest.raises(KilledError):
     _fit(run, die_at=5)
-  with _run.Run(directory, Settings()) as run:
+  with runs.Run(directory, Settings()) as run:
     save = run._manager.save
 
     def fail(step, args):
@@ -282,7 +284,7 @@ def test_a_run_goes_on_once_a_full_disk_is_freed(tmp_path, monkeypatch, capsys):
       _fit(run)
     monkeypatch.setattr(run._manager, "save", save)
   assert "Resumed from step 5" in capsys.readouterr().out
-  with _run.Run(directory, Settings()) as run:
+  with runs.Run(directory, Settings()) as run:
     _, again = _fit(run)
   assert "Resumed from step 5" in capsys.readouterr().out
   assert again.epochs == record.epochs
@@ -303,18 +305,18 @@ def test_a_disk_that_is_full_in_truth(tmp_path):
     key = jax.random.key(0)
 
     def state(step, size):
-      created = _run.TrainState.create(jax.random.normal(key, (size,)), tx)
+      created = training.TrainState.create(jax.random.normal(key, (size,)), tx)
       return created._replace(step=jnp.int32(step))
 
-    with _run.Run(disk / "run", Settings()) as run:
-      run.save(state(1, 1000), _run.Record([], 0.0))
+    with runs.Run(disk / "run", Settings()) as run:
+      run.save(state(1, 1000), runs.Record([], 0.0))
       with pytest.raises(OSError, match="step 2 could not be written"):
-        run.save(state(2, 500_000), _run.Record([], 0.0))
-    with _run.Run(disk / "run", Settings()) as run:
+        run.save(state(2, 500_000), runs.Record([], 0.0))
+    with runs.Run(disk / "run", Settings()) as run:
       restored, _ = run.restore(state(0, 1000))
       assert int(restored.step) == 1
       np.testing.assert_array_equal(restored.params, state(1, 1000).params)
-      run.save(state(2, 1000), _run.Record([], 0.0))
+      run.save(state(2, 1000), runs.Record([], 0.0))
     assert _checkpoints(disk / "run") == [1, 2]
   finally:
     os.system(f"umount '{disk}'")
@@ -322,7 +324,7 @@ def test_a_disk_that_is_full_in_truth(tmp_path):
 
 def test_json_has_no_nan_and_no_partial_file(tmp_path):
   file = tmp_path / "new" / "result.json"
-  _run.write_json(
+  results.write_json(
     file,
     {"nan": math.nan, 1: np.float32(0.5), "array": jnp.arange(2), "path": tmp_path},
   )
@@ -336,19 +338,143 @@ def test_json_has_no_nan_and_no_partial_file(tmp_path):
 
 
 def test_epoch_order_is_a_function_of_seed_and_epoch():
-  order = _run.epoch_order(1, 2, 103, 10)
+  order = training.epoch_order(1, 2, 103, 10)
   assert order.shape == (10, 10)
   assert len(np.unique(order)) == 100
-  np.testing.assert_array_equal(order, _run.epoch_order(1, 2, 103, 10))
-  assert not np.array_equal(order, _run.epoch_order(1, 3, 103, 10))
-  assert not np.array_equal(order, _run.epoch_order(2, 2, 103, 10))
+  np.testing.assert_array_equal(order, training.epoch_order(1, 2, 103, 10))
+  assert not np.array_equal(order, training.epoch_order(1, 3, 103, 10))
+  assert not np.array_equal(order, training.epoch_order(2, 2, 103, 10))
   with pytest.raises(ValueError, match="batch_size=10 is more than the 9 examples"):
-    _run.epoch_order(0, 0, 9, 10)
+    training.epoch_order(0, 0, 9, 10)
 
 
 def test_environment_names_versions_and_hardware():
-  found = _run.environment()
+  found = results.environment()
   assert found["versions"]["jax"] == jax.__version__
   assert {"python", "flax", "optax", "numpy"} <= found["versions"].keys()
   assert found["hardware"]["cores"] >= 1
   assert found["hardware"]["backend"] == jax.default_backend()
+
+
+def test_a_finished_part_is_not_computed_again(tmp_path):
+  def never():
+    raise AssertionError
+
+  with runs.Run(tmp_path, Settings()) as run:
+    assert run.once("part", lambda: {"x": (1, math.nan)}) == {"x": [1, None]}
+    with pytest.raises(KilledError):
+      run.once("other", killed)
+  with runs.Run(tmp_path, Settings()) as run:
+    assert run.once("part", never) == {"x": [1, None]}
+    assert run.once("other", lambda: 2) == 2
+
+
+def killed():
+  raise KilledError
+
+
+def test_for_reading_nothing_is_locked_written_or_deleted(tmp_path):
+  state, _ = _undisturbed(tmp_path)
+  newest = tmp_path / "checkpoints" / str(EPOCHS * STEPS)
+  largest = max(
+    newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()
+  )
+  largest.write_bytes(b"damaged")
+  (tmp_path / "result.json.1.partial").touch()
+  before = sorted(tmp_path.rglob("*"))
+  with runs.Run(tmp_path, Settings()), runs.Run(tmp_path) as reading:
+    assert reading.config == {"seed": 0, "rate": 0.1}
+    restored, _ = reading.restore(state)
+    assert int(restored.step) == EPOCHS * STEPS - 1
+  with runs.Run(tmp_path) as reading:
+    reading.restore(state)
+  assert sorted(tmp_path.rglob("*")) == [p for p in before if p.suffix != ".partial"]
+
+
+def test_the_network_stands_beside_the_result(tmp_path):
+  network = {"kernel": jnp.eye(3), "bias": jnp.ones(3)}
+  with runs.Run(tmp_path, Settings()) as run:
+    assert run.finished() is None
+    run.finish(results.result("a", run.config, 1.0), network)
+    assert run.finished()["experiment"] == "a"
+  found = export.load(tmp_path / "network.safetensors", like=network)
+  jax.tree.map(np.testing.assert_array_equal, found, network)
+
+
+class TestResults:
+  def test_reads_what_it_wrote(self, tmp_path):
+    written = results.result("a", Settings(), 1.5, zeros={"u": np.float32(0.5)})
+    file = results.write_json(tmp_path / "a.json", written)
+    assert results.read(file) == written
+    assert results.stored(file, Settings()) == written
+    assert results.stored(file, Settings(seed=1)) is None
+    assert results.stored(tmp_path / "b.json", Settings()) is None
+
+  @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+      ("{", "is no result"),
+      ("{}", "has the schema None, not 1"),
+      ('{"schema": 1, "config": {}}', "lacks experiment, seconds"),
+    ],
+  )
+  def test_what_is_no_result_is_named(self, text, message, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+      results.read(file)
+
+  def test_the_footer_names_every_machine_and_revision(self):
+    one = results.result("a", {}, 300.0)
+    gpu = {**one["hardware"], "backend": "gpu", "devices": ["NVIDIA H200"]}
+    other = {**one, "hardware": gpu, "git_revision": "f" * 40, "seconds": 3300.0}
+    text = results.footer([one, other])
+    assert text.startswith("Time: 1.0 h on ")
+    assert "1 × NVIDIA H200" in text
+    assert "f" * 40 in text
+    assert one["versions"]["jax"] in text
+
+
+def test_the_ways_to_train_agree():
+  rng = np.random.default_rng(0)
+  data = training.Examples(
+    jnp.asarray(rng.normal(size=(40, 5)), jnp.float32),
+    jnp.asarray(rng.integers(0, 3, 40)),
+  )
+  forward = lambda params, extra, x: (x @ params, extra)  # noqa: E731
+  one = training.Trainer(forward, lambda rate: optax.sgd(rate, momentum=0.9))
+  order = np.stack([training.epoch_order(0, epoch, 40, 8) for epoch in range(2)])
+  rates = jnp.array([0.1, 0.01])
+  params = jnp.zeros((5, 3))
+  found = {}
+  for whole in (False, True):
+    step = one.compiled(data, rates[0], whole_epochs=whole)
+    state = one.init(jnp.copy(params), rates[0])
+    for epoch in order:
+      for batch in [epoch] if whole else epoch:
+        state = step.call(state, batch)
+    found[whole] = state.params
+  _, history = jax.vmap(
+    lambda rate: one.whole(params, order, rate, data, lambda state: state.params)
+  )(rates)
+  assert history.shape == (2, 2, 5, 3)
+  np.testing.assert_allclose(found[True], found[False], rtol=1e-5)
+  np.testing.assert_allclose(history[0, -1], found[False], rtol=1e-5)
+  assert not np.allclose(history[1, -1], found[False])
+
+
+def test_the_mean_loss_does_not_count_padding():
+  x, y = np.eye(5, 3, dtype=np.float32), np.array([0, 1, 1, 2, 0], np.int32)
+  forward = lambda params, extra, x: (x @ params, extra)  # noqa: E731
+  examples = training.Examples(x, y)
+  whole = training.evaluator(forward, examples, 5)(jnp.eye(3))
+  np.testing.assert_allclose(
+    training.evaluator(forward, examples, 2)(jnp.eye(3)), whole
+  )
+  padded = training.Examples(
+    np.pad(x, ((0, 3), (0, 0))), np.pad(y, (0, 3), constant_values=-1)
+  )
+  found = training.accuracy(
+    forward, jnp.eye(3), training.Examples(*map(jnp.asarray, padded))
+  )
+  assert float(found) == pytest.approx(whole[1])

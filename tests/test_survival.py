@@ -10,12 +10,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from experiments import _run, survival
-from experiments.curves import config as configs
-from experiments.curves import train as curves
+from experiments import survival
+from experiments.core import results, training
+from experiments.core.run import Run
 import rvsm_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,28 +44,20 @@ def train(directory, compiled):
     0.1, rvsm_jax.l0(), lam=2e-2, beta=1.0, momentum=0.9, mask=rvsm_jax.kernels
   )
 
-  @jax.jit
-  def step(state, batch):
-    def loss(params):
-      logits = nnx.merge(graph, params)(x[batch])
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, y[batch])
-      found = jnp.sum(jnp.argmax(logits, axis=-1) == y[batch])
-      return jnp.mean(losses), (jnp.sum(losses), found)
-
-    grads, (total, found) = jax.grad(loss, has_aux=True)(state.params)
-    return state.updated(tx, grads, loss=total, found=found, seen=len(batch))
+  step = training.Trainer(training.plain_forward(graph), lambda _: tx).compiled(
+    training.Examples(x, y)
+  )
 
   def zeros(state):
-    u = rvsm_jax.sparse_params(state.opt_state, state.params)
-    return {"zeros": float(rvsm_jax.sparsity(u))}
+    return {"zeros": float(rvsm_jax.sparsity(state.sparse))}
 
-  with _run.Run(directory, Settings()) as run:
-    state, record = _run.fit(
+  with Run(directory, Settings()) as run:
+    state, record = training.fit(
       run,
       # On a named device, as what is restored is: one program for both.
-      jax.device_put(_run.TrainState.create(params, tx), jax.devices()[0]),
+      jax.device_put(training.TrainState.create(params, tx), jax.devices()[0]),
       epochs=EPOCHS,
-      batches=lambda epoch: _run.epoch_order(0, epoch, len(x), BATCH),
+      batches=lambda epoch: training.epoch_order(0, epoch, len(x), BATCH),
       step=step,
       evaluate=zeros,
       live=zeros,
@@ -74,7 +65,7 @@ def train(directory, compiled):
     )
     weights = jax.tree.leaves(state.params)
     result = {"epochs": record.epochs, "weights": weights, "seconds": record.seconds}
-    _run.write_json(run.result_file, result)
+    results.write_json(run.result_file, result)
 
 
 class Forked:
@@ -113,11 +104,13 @@ def test_twenty_kills_change_nothing(tmp_path):
 def test_every_difference_is_found(tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   for root, step in ((whole, 7), (killed, 8)):
-    _run.write_json(root / "run" / "result.json", {"accuracy": 0.5, "seconds": step})
-    _run.write_atomically(root / "run" / "checkpoints" / str(step) / "state", str(step))
-    _run.write_atomically(root / "run" / "digests" / str(step), str(step))
+    results.write_json(root / "run" / "result.json", {"accuracy": 0.5, "seconds": step})
+    results.write_atomically(
+      root / "run" / "checkpoints" / str(step) / "state", str(step)
+    )
+    results.write_atomically(root / "run" / "digests" / str(step), str(step))
   assert survival.compare(whole, killed) == []
-  _run.write_json(killed / "run" / "result.json", {"accuracy": 0.25, "seconds": 8})
+  results.write_json(killed / "run" / "result.json", {"accuracy": 0.25, "seconds": 8})
   (killed / "run" / "result.json.9.partial").touch()
   (killed / "run" / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
   (killed / "run" / "digests" / "8").unlink()
@@ -141,18 +134,10 @@ def test_a_training_that_fails_is_no_survivor(tmp_path):
 def test_a_report_tells_every_difference():
   kills = [{"seconds": 1.0, "step": 3}, {"seconds": 2.0, "step": None}]
   outcome = {"kills": kills, "trainings": 1, "differences": ["a lacks b"]}
-  text = survival.markdown({"seed": 0, "experiments": {"curves": outcome}})
+  result = results.result(
+    "survival", {"seed": 0}, None, experiments={"curves": outcome}
+  )
+  text = survival.markdown(result)
   assert "2 kills" in text
   (row,) = [line for line in text.splitlines() if line.startswith("| curves")]
   assert [cell.strip() for cell in row.split("|")[2:-1]] == ["2", "1", "1", "a lacks b"]
-
-
-def test_a_result_of_another_configuration_is_not_used(tmp_path, capsys):
-  file, config = tmp_path / "point.json", configs.Config()
-  assert curves.stored(file, config) is None
-  _run.write_json(file, {"config": configs.plain(config), "accuracy_u": 0.5})
-  assert curves.stored(file, config)["accuracy_u"] == 0.5
-  assert capsys.readouterr().out == ""
-  other = dataclasses.replace(config, epochs=config.epochs + 1)
-  assert curves.stored(file, other) is None
-  assert f"{file} is of another configuration" in capsys.readouterr().out

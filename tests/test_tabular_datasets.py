@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from experiments import datasets
 from experiments.datasets import _original, mnist, tabular
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,6 +35,8 @@ def table(monkeypatch, name, contents):
   sizes = {split: len(y) for split, (_, y) in parsed.items()}
   small = dataclasses.replace(known, files=files, splits=sizes)
   monkeypatch.setitem(tabular.TABLES, name, small)
+  one = dataclasses.replace(datasets.SETS[name], splits=sizes)
+  monkeypatch.setitem(datasets.SETS, name, one)
   from experiments.datasets import builders
 
   (kind,) = (
@@ -68,7 +71,7 @@ class TestTables:
 
   def test_digits_are_scikit_learns_and_need_no_tensorflow(self, tmp_path):
     x, y = load_digits(return_X_y=True)
-    parts = [tabular.load("digits", split, tmp_path) for split in ("train", "test")]
+    parts = [datasets.load("digits", split, tmp_path) for split in ("train", "test")]
     assert [len(labels) for _, labels in parts] == [1438, 359]
     found = np.concatenate([part for part, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
@@ -90,7 +93,7 @@ class TestTables:
         gzip.compress(content) if packed else content
       )
     for split in ("train", "test"):
-      x, y = tabular.load("pendigits", split, tmp_path, source)
+      x, y = datasets.load("pendigits", split, tmp_path, source)
       assert examples(x, y) == examples(*parsed[split])
     assert parsed["train"][0].shape == (30, 16)
     assert parsed["test"][0].max() <= 100
@@ -104,8 +107,8 @@ class TestTables:
     np.savetxt(buffer, rows, fmt="%.17g")
     table(monkeypatch, "sdd", [buffer.getvalue()])
     (tmp_path / "Sensorless_drive_diagnosis.txt").write_bytes(buffer.getvalue())
-    x, y = tabular.load("sdd", "train", tmp_path, tmp_path)
-    test_x, test_y = tabular.load("sdd", "test", tmp_path, tmp_path)
+    x, y = datasets.load("sdd", "train", tmp_path, tmp_path)
+    test_x, test_y = datasets.load("sdd", "test", tmp_path, tmp_path)
     assert (len(y), len(test_y)) == (44, 11)
     whole = examples(np.concatenate([x, test_x]), np.concatenate([y, test_y]))
     assert whole == examples(rows[:, :-1].astype(np.float32), rows[:, -1] - 1)
@@ -115,22 +118,21 @@ class TestTables:
     parsed = table(monkeypatch, "sdd_subset", [npy(x), npy(y)])
     (tmp_path / "X.npy").write_bytes(npy(x))
     (tmp_path / "Y.npy").write_bytes(npy(y))
-    found = tabular.load("sdd_subset", "test", tmp_path, tmp_path)
+    found = datasets.load("sdd_subset", "test", tmp_path, tmp_path)
     assert examples(*found) == examples(*parsed["test"])
     with pytest.raises(FileNotFoundError, match=r"Sensorless_drive_diagnosis\.txt"):
-      tabular.load("sdd", "test", tmp_path, tmp_path)
+      datasets.load("sdd", "test", tmp_path, tmp_path)
 
   def test_the_cache_alone_is_enough(self, pendigits, tmp_path):
     contents, parsed = pendigits
     for file, content in zip(tabular.TABLES["pendigits"].files, contents, strict=True):
       (tmp_path / file.name).write_bytes(content)
-    tabular.load("pendigits", "test", tmp_path, tmp_path)
+    datasets.load("pendigits", "test", tmp_path, tmp_path)
     code = (
-      "import sys, dataclasses; sys.modules['tensorflow_datasets'] = None\n"
-      "from experiments.datasets import tabular\n"
-      "table = dataclasses.replace(tabular.TABLES['pendigits'], splits={'test': 20})\n"
-      "tabular.TABLES['pendigits'] = table\n"
-      f"print(len(tabular.load('pendigits', 'test', {str(tmp_path)!r})[0]))"
+      "import sys; sys.modules['tensorflow_datasets'] = None\n"
+      "from experiments import datasets\n"
+      "datasets.SETS['pendigits'].splits['test'] = 20\n"
+      f"print(len(datasets.load('pendigits', 'test', {str(tmp_path)!r})[0]))"
     )
     ran = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert int(ran) == len(parsed["test"][1])
@@ -156,7 +158,7 @@ class TestDamage:
       path.write_bytes(kept)
     error = FileNotFoundError if damage == "missing" else ValueError
     with pytest.raises(error) as caught:
-      tabular.load("pendigits", "train", tmp_path, tmp_path)
+      datasets.load("pendigits", "train", tmp_path, tmp_path)
     message = str(caught.value)
     assert "pendigits.tes" in message
     assert files[1].checksum in message
@@ -188,7 +190,7 @@ class TestDamage:
   )
   def test_unknown_names(self, name, split, message):
     with pytest.raises(ValueError, match=message):
-      tabular.load(name, split)
+      datasets.load(name, split)
 
 
 class TestMnist:
@@ -211,7 +213,7 @@ class TestMnist:
 
   def test_reads_the_original_files(self, source):
     directory, images, labels = source
-    found, found_labels = mnist.load("mnist", "test", None, directory)
+    found, found_labels = datasets.load("mnist", "test", None, directory)
     np.testing.assert_array_equal(found[..., 0], images)
     np.testing.assert_array_equal(found_labels, labels)
 
@@ -225,7 +227,7 @@ class TestMnist:
       path.write_bytes(content[:-1])
     error = FileNotFoundError if damage == "missing" else ValueError
     with pytest.raises(error, match=r"t10k-images-idx3-ubyte\.gz") as caught:
-      mnist.load("mnist", "test", None, directory)
+      datasets.load("mnist", "test", None, directory)
     assert _original.sha256(content) in str(caught.value)
 
   def test_checksums_are_those_that_tfds_registers(self):
@@ -241,9 +243,9 @@ class TestMnist:
   def test_without_source_or_tensorflow_it_says_what_to_do(self, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(FileNotFoundError, match="Pass a directory that has train-im"):
-      mnist.load("fashion_mnist", "train", tmp_path)
+      datasets.load("fashion_mnist", "train", tmp_path)
 
   @pytest.mark.parametrize(("name", "split"), [("emnist", "train"), ("mnist", "dev")])
   def test_unknown_names(self, name, split):
     with pytest.raises(ValueError, match=r"no data set|no split"):
-      mnist.load(name, split)
+      datasets.load(name, split)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark import timing
+from experiments.core import timing
 import rvsm_jax
 
 _STEP = 1e-3

@@ -1,31 +1,32 @@
 """The benchmark as Markdown."""
 
-import json
 import pathlib
 from typing import Any
 
-from experiments import _run, _tables
+from experiments.core import results, tables
 
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the result in a folder, and returns their path."""
-  result = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
-  file = folder / "benchmark.md"
-  _run.write_atomically(file, markdown(result))
-  return [file]
+  text = markdown(results.read(folder / "benchmark.json"))
+  return [results.write_atomically(folder / "benchmark.md", text)]
+
+
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the tables of all results below a folder again."""
+  files = sorted(folder.rglob("benchmark.json"))
+  return [path for file in files for path in write(file.parent)]
 
 
 def markdown(result: dict[str, Any]) -> str:
   """The report of one run of the benchmark."""
-  hardware, config = result["hardware"], result["config"]
+  config = result["config"]
   parts = [
     "# Speed and memory",
-    f"`{result['command']}` on {hardware['backend']} ({hardware['processor']},"
-    f" {hardware['cores']} cores; {', '.join(hardware['devices'])}), JAX"
-    f" {result['versions']['jax']}, revision {result['git_revision']}. Medians over"
-    f" {config['pairs']} pairs of neighbouring calls, {config['step_pairs']} of"
-    f" training steps, {config['clock']} time, all as ratios to plain `optax.sgd` in"
-    " the same process.",
+    f"`{result['command']}`. Medians over {config['pairs']} pairs of neighbouring"
+    f" calls, {config['step_pairs']} of training steps, {config['clock']} time, all as"
+    " ratios to plain `optax.sgd` in the same process.",
+    results.footer([result]),
     "A bandwidth column above 100% is possible: the least bytes are counted as if"
     " nothing stayed in a cache, and so are those of the axpy, `x - c y` in place.",
   ]
@@ -60,7 +61,7 @@ def _updates(found: dict[str, Any]) -> str:
       f"{row['ratio']:.2f}",
       f"{row['bytes']:.1f}",
       str(row["least_bytes"]),
-      _tables.percent(row["of_bandwidth"], 0),
+      tables.percent(row["of_bandwidth"], 0),
       f"{row['state_bytes']:.1f}",
       f"{row['temporary_bytes']:.1f}",
       f"{row['page_faults']:.0f}",
@@ -70,7 +71,7 @@ def _updates(found: dict[str, Any]) -> str:
   return (
     f"{found['parameters']:,} parameters; bytes are per parameter; the axpy in place"
     f" moves {found['axpy_bytes_per_second'] / 1e9:.1f} GB/s.\n\n"
-    + _tables.table(header, rows)
+    + tables.table(header, rows)
   )
 
 
@@ -83,7 +84,7 @@ def _steps(steps: dict[str, Any]) -> str:
     [name, f"{row['ratio']:.3f}", f"{1e3 * row['seconds']:.0f} ms"]
     for name, row in steps["rows"].items()
   ]
-  return _tables.table(["optimizer", "ratio to sgd", "step"], rows)
+  return tables.table(["optimizer", "ratio to sgd", "step"], rows)
 
 
 def _against_torch(torch: dict[str, Any]) -> str:
@@ -99,4 +100,4 @@ def _maps(maps: dict[str, Any]) -> str:
     [name, f"{row['ratio']:.2f}", f"{row['nanoseconds_per_number']:.2f}"]
     for name, row in maps["rows"].items()
   ]
-  return _tables.table(["map", "ratio to soft", "ns per number"], rows)
+  return tables.table(["map", "ratio to soft", "ns per number"], rows)

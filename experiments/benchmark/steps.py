@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _models
-from experiments.benchmark import subjects, timing, updates
+from experiments.benchmark import subjects, updates
+from experiments.core import timing
+from experiments.networks.curves import CurvesCNN
 
 _SIDE, _CLASSES = 100, 2
 
@@ -26,7 +27,7 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 def runner(name: str, size: int) -> timing.Repeated:
   """A training step of JAX, whose state is donated."""
   update = updates.Update(subjects.SUBJECTS[name])
-  graph, params = nnx.split(_models.CurvesCNN(rngs=nnx.Rngs(0)), nnx.Param)
+  graph, params = nnx.split(CurvesCNN(rngs=nnx.Rngs(0)), nnx.Param)
   # Copies, because the params of other steps must not be donated with these.
   params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import _models
-from experiments.cifar import models
+from experiments.networks import cifar
+from experiments.networks.curves import CurvesCNN
 import rvsm_jax
 
 _RATE, _LAM, _BETA = 1e-3, 1e-4, 0.1
@@ -110,13 +110,13 @@ SUBJECTS: dict[str, Subject] = {
 
 
 def _resnet18(copies: int) -> Any:
-  shape = functools.partial(models.create, "resnet18", width=1.0, seed=0)
+  shape = functools.partial(cifar.create, "resnet18", width=1.0, seed=0)
   params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(shape), nnx.Param))
   return {f"copy{i}": params for i in range(copies)}
 
 
 def _curves() -> Any:
-  model = nnx.eval_shape(lambda: _models.CurvesCNN(rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: CurvesCNN(rngs=nnx.Rngs(0)))
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark import subjects, timing
+from experiments.benchmark import subjects
+from experiments.core import timing
 
 _AXPY_BYTES = 12
 

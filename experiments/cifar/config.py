@@ -5,7 +5,6 @@ import math
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import rvsm_jax
@@ -180,7 +179,7 @@ class Settings:
       f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
       for name, value in self.changes.items()
     )
-    return " ".join(["python -m experiments.cifar", *flags])
+    return " ".join(["python -m experiments cifar", *flags])
 
   @property
   def name(self) -> str:
@@ -210,46 +209,10 @@ def penalty(row: Row) -> rvsm_jax.Penalty:
       raise ValueError(f"{row.name} has a target sparsity instead of a lam.")
 
 
-def cubic_sparsity(target: float, steps: int) -> optax.Schedule:
-  r"""The sparsity of Zhu & Gupta (2017), equation (1), from 0 to `target`.
-
-  .. math:: s_t = s_f (1 - (1 - (t - t_0) / (t_1 - t_0))^3)
-
-  from t_0 to t_1, the shares `RAMP` of all steps, 0 before and s_f after, where t
-  moves on at most `PRUNINGS` times, which are those of the prunings.
-  """
+def ramp(target: float, steps: int) -> optax.Schedule:
+  """The sparsity of Zhu & Gupta (2017) over the shares `RAMP` of all steps."""
   start, end = (round(share * steps) for share in RAMP)
-  interval = math.ceil(steps / PRUNINGS)
-
-  def schedule(count: jax.Array) -> jax.Array:
-    pruned_at = count // interval * interval
-    progress = jnp.clip((pruned_at - start) / max(1, end - start), 0.0, 1.0)
-    return target * (1.0 - (1.0 - progress) ** 3)
-
-  return schedule
-
-
-def gradual_pruning(
-  sparsity: optax.Schedule,
-) -> optax.GradientTransformationExtraArgs:
-  """Gradual magnitude pruning of every kernel; last in a chain.
-
-  After each step, the weights of smallest magnitude of each kernel become zero, so
-  many that its share of zeros is `sparsity`, and what is zero stays so: the zeros
-  are the mask.
-  """
-
-  def stay_zero(updates: optax.Updates, params: optax.Params) -> optax.Updates:
-    return jax.tree.map(lambda d, w: jnp.where(w == 0, 0, d), updates, params)
-
-  @optax.inject_hyperparams
-  def prune(sparsity: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return rvsm_jax.proximal(
-      1.0, rvsm_jax.cardinality(sparsity), lam=1.0, mask=rvsm_jax.kernels
-    )
-
-  masked = optax.masked(optax.stateless(stay_zero), rvsm_jax.kernels)
-  return optax.chain(masked, prune(sparsity))
+  return rvsm_jax.sparsity_schedule(target, max(1, end - start), begin=start)
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -263,7 +226,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     optax.add_decayed_weights(settings.weight_decay),
     optax.sgd(rate, settings.momentum, nesterov=True),
   )
-  ramp = cubic_sparsity(row.sparsity, steps)
+  sparsity = ramp(row.sparsity, steps)
   mask = rvsm_jax.kernels
   match row:
     case Row(method="sgd"):
@@ -272,7 +235,9 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
       target = rvsm_jax.cardinality(row.sparsity)
       return optax.chain(sgd, rvsm_jax.admm(rate, target, rho=row.rho, mask=mask))
     case Row(method="pruning"):
-      return optax.chain(sgd, gradual_pruning(ramp))
+      every = math.ceil(steps / PRUNINGS)
+      prune = rvsm_jax.magnitude_pruning(sparsity, scope="leaf", every=every)
+      return optax.chain(sgd, prune)
     case Row(penalty="cardinality"):
 
       @optax.inject_hyperparams
@@ -286,7 +251,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
           mask=mask,
         )
 
-      return optax.chain(sgd, split(ramp))
+      return optax.chain(sgd, split(sparsity))
     case _:
       # "jacobi" is the order of Dinh & Xin's Algorithm 1.
       splitting = rvsm_jax.rvsm(

@@ -1,15 +1,16 @@
 """Tables and figures of all rows of one size, from their results."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
 
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from experiments import _plots, _run
-from experiments._tables import percent, table
 from experiments.cifar import config as configs
+from experiments.core import plots
+from experiments.core import results as results_
+from experiments.core.measure import sparse_name
+from experiments.core.tables import percent, table
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -38,23 +39,20 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and the figures of all rows whose results are there.
 
   Args:
-    directory: with `{row}.json` for each finished row, all with the same settings;
-      `cost.json` is looked for there and in the directory above.
+    directory: with `{row}.json` for each finished row, all with the same settings.
 
   Returns:
     The paths of what was written.
   """
   results = {
-    name: json.loads((directory / f"{name}.json").read_text())
+    name: results_.read(directory / f"{name}.json")
     for name in configs.ROWS
     if (directory / f"{name}.json").exists()
   }
   if not results:
     return []
-  costs = [folder / "cost.json" for folder in (directory, directory.parent)]
-  cost = next((json.loads(file.read_text()) for file in costs if file.exists()), None)
-  files = [directory / "tables.md"]
-  _run.write_atomically(files[0], markdown(results, cost))
+  text = markdown(results)
+  files = [results_.write_atomically(directory / "tables.md", text)]
   for table_name in configs.TABLES:
     for name, found in _by_network(results, table_name).items():
       files.append(directory / name)
@@ -75,18 +73,8 @@ def _by_network(results: Results, table_name: str) -> dict[str, Results]:
   return dict(out)
 
 
-def sparse(result: dict[str, Any]) -> str:
-  """Which network of a result is the sparse one: u, or w where there is no u."""
-  return "w" if result["final"]["zeros_kernels"]["u"] is None else "u"
-
-
-def markdown(results: Results, cost: dict[str, Any] | None) -> str:
-  """All tables, with the paper's numbers beside ours.
-
-  Args:
-    results: those that there are, by name.
-    cost: of `cost.full_size`, if it has been measured.
-  """
+def markdown(results: Results) -> str:
+  """All tables of the results that there are, the paper's numbers beside ours."""
   first = next(iter(results.values()))
   settings = configs.Settings(**first["config"]["settings"])
   parts = [f"# CIFAR-10{', reduced size' if settings.reduced else ''}"]
@@ -116,24 +104,14 @@ def markdown(results: Results, cost: dict[str, Any] | None) -> str:
       "At the end of every epoch w was overwritten by u and the momentum restarted, as"
       " in the authors' released code."
     )
-  if cost is not None:
-    parts.append(_cost(cost))
-  hardware, versions = first["hardware"], first["versions"]
-  seconds = sum(result["seconds"] for result in results.values())
-  revisions = sorted({str(result["git_revision"]) for result in results.values()})
-  parts.append(
-    f"Time of all rows here: {seconds / 60:.0f} min on {first['devices']} device(s),"
-    f" {hardware['cores']} cores of {hardware['processor']} ({hardware['backend']});"
-    f" JAX {versions['jax']}, Flax {versions['flax']}, Optax {versions['optax']},"
-    f" Python {versions['python']}; revision {', '.join(revisions)}."
-  )
+  parts.append(results_.footer(list(results.values())))
   return "\n\n".join(parts) + "\n"
 
 
 def _line(row: configs.Row, result: dict[str, Any]) -> list[str]:
   final = result["final"]
   paper = configs.PAPER.get(row.name, (None, None))
-  own = final["u_recalibrated"]
+  own = final.get("recalibrated", {}).get("u")
   title = row.title
   if row in configs.TABLES["beyond"]:
     title = f"{_NETWORKS[row.network]}: {title}"
@@ -144,8 +122,8 @@ def _line(row: configs.Row, result: dict[str, Any]) -> list[str]:
     percent(final["accuracy"]["u"]),
     percent(own and own["accuracy"]),
     percent(final["accuracy"]["w_cut"]),
-    percent(final["zeros_kernels"][sparse(result)]),
-    percent(final["zeros_params"][sparse(result)]),
+    percent(final["zeros"][sparse_name(final)]),
+    percent(final["zeros_all"][sparse_name(final)]),
     percent(final["w_below"]["3"]),
   ]
 
@@ -166,7 +144,7 @@ def _comparison(results: Results) -> str:
       base = pruned["accuracy"]["w"]
       points = [
         100 * (split["accuracy"]["u"] - base),
-        100 * (split["u_recalibrated"]["accuracy"] - base),
+        100 * (split["recalibrated"]["u"]["accuracy"] - base),
       ]
       cells.append("{:+.1f} ({:+.1f})".format(*points))
     rows.append([title, *cells])
@@ -217,56 +195,15 @@ def _protocol(settings: configs.Settings) -> str:
   )
 
 
-def _cost(cost: dict[str, Any]) -> str:
-  hardware, settings = cost["hardware"], cost["settings"]
-  rows, operations, days = [], 0.0, 0.0
-  for network, one in cost["networks"].items():
-    steps, seconds = one["steps"], one["seconds_per_step"]
-    trainings = sum(row.network == network for row in configs.ROWS.values())
-    operations += trainings * steps * one["flops"]
-    days += trainings * steps * seconds / 86400
-    rows.append(
-      [
-        _NETWORKS[network],
-        f"{steps:,}",
-        f"{one['flops'] / 1e9:,.0f}",
-        f"{one['flops'] * steps / 1e15:,.1f}",
-        f"{one['bytes']['peak'] / 2**30:.2f}",
-        f"{seconds:.1f}",
-        f"{seconds * steps / 86400:.1f}",
-      ]
-    )
-  header = [
-    "one row at full size",
-    "steps",
-    "GFLOP per step",
-    "PFLOP in all",
-    "memory in GiB",
-    "s per step here",
-    "days here",
-  ]
-  return (
-    "## What the full tables need\n\n"
-    + table(header, rows)
-    + f"\n\nOne training of {settings['epochs']} epochs in batches of"
-    f" {settings['batch_size']} at full width, RVSM with l0, {settings['precision']}:"
-    " operations and memory (weights, momentum, u, gradients, activations, without"
-    " 0.15 GiB of images) as the compiler counts them; the time is the"
-    f" {one['clock']} of the faster of two steps on {hardware['cores']} core(s) of"
-    f" {hardware['processor']} ({hardware['backend']}). All {len(configs.ROWS)} rows:"
-    f" {operations / 1e15:,.0f} PFLOP, {days:,.0f} days here."
-  )
-
-
 def draw_training(results: Results, path: pathlib.Path) -> None:
   """Accuracy and zeros of one sparse network against epochs, and zeros by layer."""
-  with _plots.figure(path, columns=3, width=4.8, height=3.8) as axes:
+  with plots.figure(path, columns=3, width=4.8, height=3.8) as axes:
     left, middle, right = axes[0]
-    for color, (name, result) in zip(_plots.COLORS, results.items(), strict=False):
+    for color, (name, result) in zip(plots.COLORS, results.items(), strict=False):
       row = configs.ROWS[name]
       style = {"color": color, "linestyle": "--" if row.method == "pruning" else "-"}
       epochs = [metrics["epoch"] for metrics in result["epochs"]]
-      suffix = "_u" if sparse(result) == "u" else ""
+      suffix = "_u" if sparse_name(result["final"]) == "u" else ""
       accuracy = [metrics[f"test_accuracy{suffix}"] for metrics in result["epochs"]]
       left.plot(epochs, accuracy, label=row.title, **style)
       middle.plot(epochs, [metrics["zeros"] for metrics in result["epochs"]], **style)
@@ -277,7 +214,7 @@ def draw_training(results: Results, path: pathlib.Path) -> None:
     middle.set(title="Exact zeros in all kernels", xlabel="epoch")
     right.set(title="Exact zeros by layer, at the end", xlabel="layer")
     for panel in axes[0]:
-      _plots.percent_axis(panel, 0)
+      plots.percent_axis(panel, 0)
       panel.xaxis.get_major_locator().set_params(integer=True)
     for panel in (middle, right):
       panel.set_ylim(-0.02, 1.02)
@@ -293,11 +230,11 @@ def draw_training(results: Results, path: pathlib.Path) -> None:
 
 def draw_targets(results: Results, path: pathlib.Path) -> None:
   """Accuracy of the sparse networks against what is left, a panel per network."""
-  with _plots.figure(path, columns=2, width=5.2, height=4.0) as axes:
+  with plots.figure(path, columns=2, width=5.2, height=4.0) as axes:
     for panel, (network, title) in zip(axes[0], _NETWORKS.items(), strict=True):
       for label, kind, style in (
-        ("RVSM, cardinality", "cardinality", {"color": _plots.ORANGE, "marker": "o"}),
-        ("gradual pruning", "pruning", {"color": _plots.BLUE, "marker": "s"}),
+        ("RVSM, cardinality", "cardinality", {"color": plots.ORANGE, "marker": "o"}),
+        ("gradual pruning", "pruning", {"color": plots.BLUE, "marker": "s"}),
       ):
         names = [f"{network}-{kind}{round(100 * target)}" for target in configs.TARGETS]
         points = [_point(results[name]) for name in names if name in results]
@@ -310,7 +247,7 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
       ]
       for row, marker in zip(others, "x+^v", strict=False):
         x, y = _point(results[row.name])
-        panel.plot(x, y, marker, color=_plots.GREY, label=row.title)
+        panel.plot(x, y, marker, color=plots.GREY, label=row.title)
       panel.set(
         title=title,
         xlabel="weights that are not zero",
@@ -320,11 +257,12 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
       panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02])
       panel.xaxis.set_major_formatter(PercentFormatter(1.0, 0))
       panel.xaxis.set_minor_locator(NullLocator())
-      _plots.percent_axis(panel, 0)
+      plots.percent_axis(panel, 0)
       panel.legend(fontsize=8)
     axes[0, 0].set_ylabel("test accuracy of the sparse network")
 
 
 def _point(result: dict[str, Any]) -> tuple[float, float]:
-  name, final = sparse(result), result["final"]
-  return 1 - final["zeros_kernels"][name], final["accuracy"][name]
+  final = result["final"]
+  name = sparse_name(final)
+  return 1 - final["zeros"][name], final["accuracy"][name]

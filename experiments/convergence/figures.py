@@ -1,48 +1,46 @@
 """The figures of the report."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import pathlib
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _plots
-from experiments.convergence import counterexamples, runs, studies
+from experiments.convergence import studies
+from experiments.core import plots
 
-_COLORS = {"l1": _plots.BLUE, "l0": _plots.ORANGE, "TL1": _plots.GREEN}
+_COLORS = {"l1": plots.BLUE, "l0": plots.ORANGE, "TL1": plots.GREEN}
 
 
-def draw_descent(path: pathlib.Path, config: studies.Config) -> None:
-  """Lagrangian and angle over the steps, and the cycle of the printed ordering."""
-  delta, shown, n = np.pi / 4, 60, 3
-  setting = runs.Setting.relative(
-    np.full(n, 5.0), delta, 20, beta=1.0, lam=0.5, eta=1.0
-  )
-  rng = np.random.default_rng((config.seed, 5))
-  start, target = runs.draw(rng, 20, np.pi - delta, 0.9, n)
-  with _plots.figure(path, columns=3) as axes:
+def draw_descent(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+  """Lagrangian and angle over the steps, and the cycle of the printed ordering.
+
+  Args:
+    path: of the PNG.
+    found: of `studies.descent`.
+  """
+  with plots.figure(path, columns=3) as axes:
     energy, turn, cycle = axes[0]
-    for penalty, prox in studies.PENALTIES.items():
-      trace = runs.simulate(setting, start, target, prox, steps=5 * shown).trace
-      for i in range(n):
-        label = penalty if i == 0 else None
+    for penalty, traces in found["penalties"].items():
+      for number, (above, angle) in enumerate(
+        zip(traces["above"], traces["angle"], strict=True)
+      ):
+        label = penalty if number == 0 else None
         style = {"color": _COLORS[penalty], "label": label, "linewidth": 1.1}
-        above = trace.lagrangian[i] - trace.lagrangian[i, -1]
+        above = np.array(above)
         energy.plot(np.where(above > 1e-15, above, np.nan), **style)
-        turn.plot(trace.angle[i], **style)
+        turn.plot(angle, **style)
     energy.set(title="Lagrangian above its limit")
-    turn.axhline(delta, color=_plots.GREY, linestyle="--", linewidth=1)
+    delta, shown = found["delta"], found["steps"]
+    turn.axhline(delta, color=plots.GREY, linestyle="--", linewidth=1)
     turn.text(shown, delta * 1.06, "δ", ha="right", va="bottom")
     turn.set(title="Angle between w and w*", ylim=(0.01, np.pi))
     for ordering, color, label in (
-      ("gauss_seidel", _plots.BLUE, "gauss–seidel"),
-      ("jacobi", _plots.ORANGE, "jacobi (as printed)"),
+      ("gauss_seidel", plots.BLUE, "gauss–seidel"),
+      ("jacobi", plots.ORANGE, "jacobi (as printed)"),
     ):
-      example = dataclasses.replace(counterexamples.CYCLE, ordering=ordering)
-      residual = counterexamples.run(example).trace.residual[0]
-      cycle.plot(residual, color=color, label=label)
+      cycle.plot(found["cycle"][ordering], color=color, label=label)
     cycle.set(title="A cycle: ‖∇$_w$ Lagrangian‖, l0, k = d = 2", ylim=(1e-15, 3))
     for panel, place in zip(
       axes[0], ("upper right", "lower left", "center right"), strict=True
@@ -54,7 +52,7 @@ def draw_descent(path: pathlib.Path, config: studies.Config) -> None:
 def draw_error(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
   """‖w - w*‖ against beta; `rows` of `studies.error_against_beta`."""
   patches = sorted({row["k"] for row in rows})
-  with _plots.figure(path, columns=len(patches), width=3.9) as axes:
+  with plots.figure(path, columns=len(patches), width=3.9) as axes:
     for panel, k in zip(axes[0], patches, strict=True):
       for row in (row for row in rows if row["k"] == k):
         panel.loglog(
@@ -70,36 +68,31 @@ def draw_error(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes[0, 0].set_ylabel("‖w − w*‖ at the limit")
 
 
-def draw_shrinkage(path: pathlib.Path, config: studies.Config) -> None:
-  """The limits against w*, entry by entry, with the curve of equation (12)."""
-  d, k = 200, 5.0
-  # So that the thresholds are alike: lam/beta, its double, the root of its double.
-  factors = {"l1": 0.5, "l0": 0.125 / np.sqrt(d), "TL1": 0.25}
-  rng = np.random.default_rng((config.seed, 4))
-  start, target = runs.draw(rng, d, 1.0, 0.9, 1)
-  columns = len(studies.PENALTIES)
-  with _plots.figure(path, columns=columns, width=4.0, height=3.9) as axes:
-    for panel, (name, penalty) in zip(axes[0], studies.PENALTIES.items(), strict=True):
-      setting = runs.Setting.relative(
-        np.array([k]), np.pi / 2, d, beta=1.0, lam=factors[name], eta=1.0
-      )
-      found = runs.simulate(setting, start, target, penalty, steps=config.steps)
-      lam, beta, c = setting.lam[0], setting.beta[0], found.c[0]
-      share = k * np.pi / (np.pi - found.trace.angle[0, -1]) * beta
-      w = 1.05 * np.abs(found.w).max() * np.linspace(-1, 1, 4001)
-      u = np.asarray(penalty.prox(jnp.asarray(w), lam / beta))
+def draw_shrinkage(path: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+  """The limits against w*, entry by entry, with the curve of equation (12).
+
+  Args:
+    path: of the PNG.
+    found: `studies.shrinkage` of each penalty.
+  """
+  with plots.figure(path, columns=len(found), width=4.0, height=3.9) as axes:
+    for panel, (name, limit) in zip(axes[0], found.items(), strict=True):
+      final_w, final_u, target = (np.array(limit[key]) for key in ("w", "u", "target"))
+      w = 1.05 * np.abs(final_w).max() * np.linspace(-1, 1, 4001)
+      u = np.asarray(studies.PENALTIES[name].prox(jnp.asarray(w), limit["step"]))
       panel.axline(
-        (0, 0), slope=1, color=_plots.GREY, linestyle=":", linewidth=1, label="w*"
+        (0, 0), slope=1, color=plots.GREY, linestyle=":", linewidth=1, label="w*"
       )
-      curve = {"color": _plots.SKY, "linewidth": 4, "alpha": 0.6}
+      curve = {"color": plots.SKY, "linewidth": 4, "alpha": 0.6}
       # Apart, because the curve of l0 has branches.
       for part, label in ((u < 0, "equation (12)"), (u == 0, None), (u > 0, None)):
-        panel.plot((share * (w - u) + c * w)[part], w[part], label=label, **curve)
+        x = limit["share"] * (w - u) + limit["c"] * w
+        panel.plot(x[part], w[part], label=label, **curve)
       dots = {"linestyle": "none", "marker": "o", "markersize": 3.5}
-      panel.plot(target[0], found.u[0], color=_plots.ORANGE, label="u", **dots)
-      panel.plot(target[0], found.w[0], color=_plots.BLUE, label="w", **dots)
+      panel.plot(target, final_u, color=plots.ORANGE, label="u", **dots)
+      panel.plot(target, final_w, color=plots.BLUE, label="w", **dots)
       panel.set(
-        title=f"{name}: {np.mean(found.u == 0):.0%} zeros in u, C = {c:.2f}",
+        title=f"{name}: {np.mean(final_u == 0):.0%} zeros in u, C = {limit['c']:.2f}",
         xlabel="true weight w*",
       )
       panel.legend(loc="upper left")
@@ -114,7 +107,7 @@ def draw_outside(path: pathlib.Path, scans: Mapping[str, Mapping[str, Any]]) -> 
     scans: `studies.outside` of each penalty.
   """
   columns = [scan for scan in studies.SCANS if scan != "k"]
-  with _plots.figure(path, len(scans), len(columns), width=3.7, height=2.3) as axes:
+  with plots.figure(path, len(scans), len(columns), width=3.7, height=2.3) as axes:
     for line, (penalty, found) in zip(axes, scans.items(), strict=True):
       for panel, scan in zip(line, columns, strict=True):
         values = found[scan]["values"]
@@ -126,7 +119,7 @@ def draw_outside(path: pathlib.Path, scans: Mapping[str, Mapping[str, Any]]) -> 
             panel.text(column, row, text, ha="center", va="center", fontsize=8)
         # Between what the theorem allows, which comes first, and what it does not.
         allowed = sum(v >= 1 if scan == "phi" else v <= 1 for v in values)
-        panel.axvline(allowed - 0.5, color=_plots.GREY, linestyle="--", linewidth=1)
+        panel.axvline(allowed - 0.5, color=plots.GREY, linestyle="--", linewidth=1)
         panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         panel.set_yticks(range(len(studies.SCANNED)), [])
         panel.grid(False)

@@ -1,10 +1,14 @@
 """The report, in Markdown, from the results."""
 
 from collections.abc import Mapping
+import pathlib
 from typing import Any
 
-from experiments._tables import table
-from experiments.convergence import studies
+import jax
+
+from experiments.convergence import figures, studies
+from experiments.core import results
+from experiments.core.tables import table
 
 
 def first_broken(scan: Mapping[str, Any], name: str) -> str:
@@ -69,7 +73,7 @@ def _scans(outside: dict[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-  """The report of the results of `__main__`."""
+  """The report of a result."""
   inside = result["inside"]
   claims = inside[0]["claims"]
   turned = [row["claims"]["angle never rises"] for row in inside]
@@ -78,7 +82,6 @@ def markdown(result: Mapping[str, Any]) -> str:
   )
   examples = enumerate(result["counterexamples"], 1)
   lemmas = [[name, f"{value:.2e}"] for name, value in result["lemmas"].items()]
-  hardware, versions = result["hardware"], result["versions"]
   return f"""# Dinh & Xin (2020): the theory in numbers
 
 RVSM, the library's own, on the population loss (5) of the non-overlap network, in
@@ -162,7 +165,20 @@ conditions hold. A dash: none did.
 
 {table(["Lemmas 1 to 4", "value"], lemmas)}
 
-Seed {result["config"]["seed"]}; {result["seconds"]:.0f} s on {hardware["cores"]}
-core(s) of {hardware["processor"]} ({hardware["backend"]}); JAX {versions["jax"]}, Optax
-{versions["optax"]}, Python {versions["python"]}; revision {result["git_revision"]}.
+Seed {result["config"]["seed"]}. {results.footer([result])}
 """
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the report and the figures of the result in a folder."""
+  result = results.read(folder / "convergence.json")
+  names = ("descent", "error", "shrinkage", "outside")
+  files = [folder / f"{name}.png" for name in names]
+  text = markdown(result)
+  report = results.write_atomically(folder / "convergence.md", text)
+  with jax.enable_x64(True):
+    figures.draw_descent(files[0], result["descent"])
+    figures.draw_error(files[1], result["error_against_beta"])
+    figures.draw_shrinkage(files[2], result["shrinkage"])
+    figures.draw_outside(files[3], result["outside"])
+  return [report, *files]

@@ -1,4 +1,4 @@
-"""What is run: the grid inside the conditions, the error, and the scans outside."""
+"""What is run: the grid inside the conditions, the error, the scans outside."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.convergence import runs
+from experiments.convergence import counterexamples, runs
 import rvsm_jax
 
 PENALTIES = {
@@ -167,3 +167,58 @@ def outside(config: Config, penalty: str) -> dict[str, Any]:
     }
     for scan, (_, values) in SCANS.items()
   }
+
+
+def descent(config: Config) -> dict[str, Any]:
+  """Three runs of each penalty, and the cycle in both orderings, for a figure.
+
+  Returns:
+    "delta" of the runs, how many "steps" are shown, for each penalty the Lagrangian
+    "above" its limit and the "angle", and the residuals of the "cycle".
+  """
+  delta, shown, n = np.pi / 4, 60, 3
+  setting = runs.Setting.relative(
+    np.full(n, 5.0), delta, 20, beta=1.0, lam=0.5, eta=1.0
+  )
+  rng = np.random.default_rng((config.seed, 5))
+  start, target = runs.draw(rng, 20, np.pi - delta, 0.9, n)
+  penalties = {}
+  for name, penalty in PENALTIES.items():
+    trace = runs.simulate(setting, start, target, penalty, steps=5 * shown).trace
+    above = trace.lagrangian - trace.lagrangian[:, -1:]
+    penalties[name] = {
+      "above": above[:, : shown + 2],
+      "angle": trace.angle[:, : shown + 2],
+    }
+
+  def residual(ordering: str) -> np.ndarray:
+    example = dataclasses.replace(counterexamples.CYCLE, ordering=ordering)
+    return counterexamples.run(example).trace.residual[0, : shown + 2]
+
+  cycle = {ordering: residual(ordering) for ordering in ORDERINGS}
+  return {"delta": delta, "steps": shown, "penalties": penalties, "cycle": cycle}
+
+
+def shrinkage(config: Config) -> dict[str, dict[str, Any]]:
+  """The limits of each penalty from one start, and the terms of equation (12)."""
+  d, k = 200, 5.0
+  # So that the thresholds are alike: lam/beta, its double, the root of its double.
+  factors = {"l1": 0.5, "l0": 0.125 / np.sqrt(d), "TL1": 0.25}
+  rng = np.random.default_rng((config.seed, 4))
+  start, target = runs.draw(rng, d, 1.0, 0.9, 1)
+  out = {}
+  for name, penalty in PENALTIES.items():
+    setting = runs.Setting.relative(
+      np.array([k]), np.pi / 2, d, beta=1.0, lam=factors[name], eta=1.0
+    )
+    found = runs.simulate(setting, start, target, penalty, steps=config.steps)
+    lam, beta = setting.lam[0], setting.beta[0]
+    out[name] = {
+      "step": lam / beta,
+      "share": k * np.pi / (np.pi - found.trace.angle[0, -1]) * beta,
+      "c": found.c[0],
+      "w": found.w[0],
+      "u": found.u[0],
+      "target": target[0],
+    }
+  return out

@@ -1,13 +1,10 @@
 """The configuration of one training: all that determines its numbers."""
 
 import dataclasses
-import json
-import math
 import pathlib
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 import tyro
 
@@ -15,6 +12,8 @@ import rvsm_jax
 
 # The layer that is made sparse, as a path in the params.
 SPARSE_LAYER = "^dense/kernel$"
+
+SPARSE = rvsm_jax.by_path(SPARSE_LAYER)
 
 # Those of Tables 1 and 2, and, with the method "sgd", of Table 3.
 PAPER_LAM, PAPER_BETA = 5e-4, 0.1
@@ -33,39 +32,33 @@ class Config:
   """One training.
 
   Where a step is compiled for a whole path, `a`, `threshold` and `beta` are traced.
+  With the lam schedule "ramp", lam is zero for the first `ramp[0]` of the training,
+  then such that the threshold, below which a weight of u is zero, rises linearly to
+  `threshold` at `ramp[1]`.
 
   Attributes:
     data: which set of images.
     penalty: of the dense layer's weights; "none" trains the dense network.
     a: the parameter of transformed l1; smaller is nearer to l0.
     method: "rvsm", or "sgd" on the loss with the penalty added to it.
-    lam: weight of the penalty, constant as in the paper (0.0005). Without it, lam
-      is ramped: zero for the first `ramp[0]` of the training, then such that the
-      threshold, below which a weight of u is zero, rises linearly to `threshold`
-      at `ramp[1]`.
+    lam_schedule: a ramp of the threshold, or a constant lam as in the paper.
+    lam: weight of the penalty if it is constant; the paper has 0.0005.
     beta: stiffness of the pull between w and u; the paper has 0.1.
-    threshold: where the ramp of the threshold ends.
+    threshold: where the ramp ends.
     ramp: where it starts and ends, as shares of the training.
-    normalize: divide the layer's weights by their norm after every step, as the
-      paper's Algorithm 1 has it.
-    overwrite: at the end of every epoch, replace w by u and restart the momentum.
-      Algorithm 1 has no such step, but the authors' released code does.
+    overwrite: after each epoch replace w by u, as the authors' code does.
     epochs: passes over the training images.
-    batch_size: images per step; those left over at the end of an epoch are unused.
+    batch_size: images per step.
     learning_rate: its largest value.
-    schedule: of the learning rate: one cycle, or constant after an eighth of the
-      steps, in which it rises linearly.
+    schedule: of the learning rate; constant after a rise over an eighth.
     momentum: of SGD.
     ink: value of a pixel with ink.
-    dense_std: standard deviation of the dense layer's initial weights; without it,
-      He initialisation, 0.019.
+    dense_std: of the dense layer's initial weights; He's is 0.019.
     train_size: use only so many training images; 0 uses all.
-    validation_size: hold out so many training images and report on them instead of
-      the test images, to choose between configurations.
-    shift: in training, move every image by up to so many pixels each way, at random.
-    seed: of the initial weights, of the order of the images, and of their shifts.
-    images: train on pictures of your own instead: a folder with
-      `train/<class>/*` and `test/<class>/*`, two classes.
+    validation_size: hold out so many of them, and report on them.
+    shift: in training, move images by up to so many pixels, at random.
+    seed: of weights, order of images, and shifts.
+    images: your own pictures: a folder with `train/<class>/*`, `test/<class>/*`.
     shaky_font: for alphabets, a font file for the shaky letters.
     classes: names of the classes of `images`; found there.
     digest: of the contents of `images` or `shaky_font`; found there.
@@ -75,11 +68,11 @@ class Config:
   penalty: PenaltyName = "l0"
   a: float = 1.0
   method: Literal["rvsm", "sgd"] = "rvsm"
+  lam_schedule: Literal["ramp", "constant"] = "ramp"
   lam: float | None = None
   beta: float = 4.0
   threshold: float = 0.045
   ramp: tuple[float, float] = (0.3, 0.6)
-  normalize: bool = False
   overwrite: bool = False
   epochs: int = 10
   batch_size: int = 32
@@ -114,10 +107,15 @@ class Config:
       raise ValueError(f"ramp must be two shares, 0 <= start < end <= 1: {self.ramp}.")
     if self.overwrite and not self.splits:
       raise ValueError("overwrite replaces w by u: it needs method rvsm and a penalty.")
+    if (self.lam_schedule == "constant") != (self.lam is not None):
+      raise ValueError(
+        f"lam_schedule {self.lam_schedule} with lam {self.lam}: a constant lam needs a"
+        f" value, such as the paper's {PAPER_LAM}, and a ramp takes none."
+      )
     if self.method == "sgd" and (self.lam is None) != (self.penalty == "none"):
       raise ValueError(
-        "method sgd adds lam times the penalty to the loss: pass --lam, such as the"
-        f" paper's {PAPER_LAM}, with a penalty, and neither without."
+        "method sgd adds lam times the penalty to the loss: pass --lam-schedule"
+        f" constant --lam {PAPER_LAM} with a penalty, and neither without."
       )
 
   @property
@@ -157,16 +155,6 @@ class Config:
     return self.method == "rvsm" and self.penalty != "none"
 
 
-def complete(stored: dict[str, Any]) -> dict[str, Any]:
-  """A configuration from a result; a field that came later had its default."""
-  return plain(Config()) | stored
-
-
-def plain(config: Config) -> dict[str, Any]:
-  """A configuration as JSON stores it."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
 def penalty(config: Config) -> rvsm_jax.Penalty:
   """The penalty of a configuration that has one."""
   match config.penalty:
@@ -180,40 +168,6 @@ def penalty(config: Config) -> rvsm_jax.Penalty:
       raise ValueError("The configuration has no penalty.")
 
 
-def step_of_threshold(config: Config, threshold: jax.Array) -> jax.Array:
-  """The step lam / beta whose proximal map is zero up to `threshold`.
-
-  The inverse of sqrt(2 g), g, and, for transformed l1, of g (a + 1) / a where that
-  is at most a / 2, and of sqrt(2 g (a + 1)) - a / 2 above.
-  """
-  a = config.a
-  match config.penalty:
-    case "l0":
-      return threshold**2 / 2
-    case "l1":
-      return threshold
-    case "transformed_l1":
-      far = (threshold + a / 2) ** 2 / (2 * (a + 1))
-      return jnp.where(threshold <= a / 2, threshold * a / (a + 1), far)
-    case "none":
-      raise ValueError("The configuration has no penalty.")
-
-
-def threshold_of_step(config: Config, step: float) -> float:
-  """The threshold of the proximal map with this step; see `step_of_threshold`."""
-  a = config.a
-  match config.penalty:
-    case "l0":
-      return math.sqrt(2 * step)
-    case "l1":
-      return step
-    case "transformed_l1":
-      near = step * (a + 1) / a
-      return near if near <= a / 2 else math.sqrt(2 * step * (a + 1)) - a / 2
-    case "none":
-      raise ValueError("The configuration has no penalty.")
-
-
 def lam_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
   """lam, or the ramp that stands in for it, over `steps` updates."""
   if config.lam is not None:
@@ -222,7 +176,10 @@ def lam_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:
   threshold = optax.linear_schedule(
     0.0, config.threshold, round((end - start) * steps), round(start * steps)
   )
-  return lambda count: config.beta * step_of_threshold(config, threshold(count))
+  chosen = penalty(config)
+  return lambda count: (
+    config.beta * rvsm_jax.step_for_threshold(chosen, threshold(count))
+  )
 
 
 def learning_rate_schedule(config: Config, steps: int) -> optax.Schedule:
@@ -239,10 +196,9 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
   sgd = optax.sgd(learning_rate, config.momentum)
   if config.penalty == "none":
     return optax.chain(sgd)
-  mask = rvsm_jax.by_path(SPARSE_LAYER)
   if config.method == "sgd":
     return optax.chain(
-      rvsm_jax.add_penalty_gradient(penalty(config), config.lam, mask=mask), sgd
+      rvsm_jax.add_penalty_gradient(penalty(config), config.lam, mask=SPARSE), sgd
     )
   return optax.chain(
     sgd,
@@ -251,7 +207,6 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
       penalty(config),
       lam=lam_schedule(config, steps),
       beta=config.beta,
-      normalize="leaf" if config.normalize else None,
-      mask=mask,
+      mask=SPARSE,
     ),
   )

@@ -5,21 +5,18 @@ import itertools
 import pathlib
 from typing import Any
 
-from experiments import _plots
-from experiments.curves import config as configs
-from experiments.curves import paper, path, report, train
+from experiments.core import plots, results
+from experiments.curves import paper, path, report
 from experiments.curves.config import Config
 
 # The results of the path, the printed and the tuned rows of one set of images.
 Blocks = Mapping[str, Sequence[dict[str, Any]]]
 
 
-def draw(
-  data: str, blocks: Blocks, images: train.Data, directory: pathlib.Path
-) -> list[pathlib.Path]:
+def draw(data: str, blocks: Blocks, directory: pathlib.Path) -> list[pathlib.Path]:
   """Draws what there are results for, and returns the paths of the figures."""
   files = [directory / f"{data}-samples.png"]
-  report.draw_samples(images, files[0], Config().class_names)
+  report.draw_own_samples(data, files[0])
   if blocks["path"]:
     files.append(directory / f"{data}-path.png")
     draw_path(data, blocks, files[-1])
@@ -27,7 +24,7 @@ def draw(
     files.append(directory / f"{data}-distributions.png")
     draw_distributions(blocks, files[-1])
   for row in blocks["printed"]:
-    if row["config"]["penalty"] == "l0" and row["seed"] == 0:
+    if row["config"]["penalty"] == "l0" and row["config"]["seed"] == 0:
       files.append(directory / f"{data}-training.png")
       report.draw_training(row, files[-1])
   return files
@@ -35,10 +32,10 @@ def draw(
 
 def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
   """Accuracy against zeros: paths, full trainings, and the paper's rows."""
-  with _plots.figure(file, width=8.4, height=4.6) as axes:
+  with plots.figure(file, width=8.4, height=4.6) as axes:
     (panel,) = axes[0]
-    for color, (penalty, a) in zip(_plots.COLORS, path.PENALTIES, strict=False):
-      name = report.penalty_name(configs.plain(Config(penalty=penalty, a=a)))
+    for color, (penalty, a) in zip(plots.COLORS, path.PENALTIES, strict=False):
+      name = report.penalty_name(results.plain(Config(penalty=penalty, a=a)))
 
       def mine(result: dict[str, Any], penalty: str = penalty, a: float = a) -> bool:
         config = result["config"]
@@ -49,8 +46,8 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
       ]
       points.sort(key=lambda r: r["config"]["threshold"])
       panel.plot(
-        [1 - p["zeros_u"] for p in points],
-        [p["accuracy_u"] for p in points],
+        [1 - p["final"]["zeros"]["u"] for p in points],
+        [p["final"]["accuracy"]["u"] for p in points],
         color=color,
         marker="o",
         markersize=4,
@@ -83,7 +80,7 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
       "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
     }
     for label, style in styles.items():
-      panel.plot([], [], color=_plots.GREY, linestyle="none", label=label, **style)
+      panel.plot([], [], color=plots.GREY, linestyle="none", label=label, **style)
     panel.set(
       title=f"{report.title(data)}: accuracy of u against its weights",
       xlabel="share of the dense layer's weights that is not zero",
@@ -92,7 +89,7 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
     )
     panel.invert_xaxis()
     panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    _plots.percent_axis(panel)
+    plots.percent_axis(panel)
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -102,11 +99,11 @@ def draw_distributions(blocks: Blocks, file: pathlib.Path) -> None:
     (block, row["config"]["penalty"]): row
     for block in ("printed", "tuned")
     for row in blocks[block]
-    if row["seed"] == 0
+    if row["config"]["seed"] == 0
   }
   wanted = [key for key in itertools.product(blocks, ("none", "l0")) if key in rows]
   height = -(-len(wanted) // 2)
-  with _plots.figure(file, height, 2, width=5.6, height=3.2) as axes:
+  with plots.figure(file, height, 2, width=5.6, height=3.2) as axes:
     for panel, (block, penalty) in zip(axes.ravel(), wanted, strict=False):
       report.draw_histogram(panel, rows[block, penalty])
       name = report.penalty_name(rows[block, penalty]["config"])

@@ -28,7 +28,7 @@ import rich.progress
 from scipy import ndimage
 from skimage import filters, morphology
 
-from experiments import _run
+from experiments.core.results import console
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 120_000_000
@@ -153,7 +153,7 @@ def load(
     files = [file for one in classes for file in one]
     labels = np.repeat(np.arange(2, dtype=np.int32), [len(one) for one in classes])
     progress = rich.progress.track(
-      files, f"Reading the pictures in {split}", console=_run.console, transient=True
+      files, f"Reading the pictures in {split}", console=console, transient=True
     )
     images = np.stack([prepare(file) for file in progress])
     order = np.random.default_rng(0).permutation(len(files))

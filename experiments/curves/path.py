@@ -4,21 +4,19 @@ The points of a path share one compiled step, whose a, threshold and beta are
 arguments, and the warm-up, in which nothing is penalised yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-import functools
-import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments import _run
+from experiments.core import measure, results, training
+from experiments.core.training import Data, Examples
 from experiments.curves import config as configs
-from experiments.curves import measure, train
-from experiments.curves.config import Config, Data, PenaltyName
-import rvsm_jax
+from experiments.curves import train
+from experiments.curves.config import Config, PenaltyName
 
 # The convex penalties, and those near to them, pull on all weights, and need the
 # smaller threshold the more so.
@@ -40,7 +38,7 @@ REDUCED: dict[str, Any] = {"epochs": 5, "train_size": 2000, "validation_size": 5
 _TARGET = 0.99
 
 
-def grid(data: Data) -> list[list[Config]]:
+def grid(data: configs.Data) -> list[list[Config]]:
   """The dense network, and the points of the path of each kind of penalty."""
   base = Config(data=data, **REDUCED)
   kinds: dict[str, list[Config]] = {}
@@ -71,71 +69,57 @@ def train_path(
     data_dir: see `datasets.load`.
 
   Returns:
-    For each point its configuration, the accuracies of w and u, and the zeros of u.
+    The result of each point: "final" has accuracy and zeros of w and u.
 
   Raises:
     FloatingPointError: if a training diverged.
   """
-  first = points[0]
-  files = [directory / f"{_name(point)}.json" for point in points]
-  left = [
-    (point, file)
-    for point, file in zip(points, files, strict=True)
-    if train.stored(file, point) is None
-  ]
-  if not left:
-    return [json.loads(file.read_text()) for file in files]
-  data = train.load_data(first, data_dir)
-  graph, params = train.initial_params(first)
-  steps = len(data.images) // first.batch_size * first.epochs
-  warm_up = 0 if first.penalty == "none" else int(first.ramp[0] * steps)
+  files = {directory / f"{_name(point)}.json": point for point in points}
+  left = {f: point for f, point in files.items() if results.stored(f, point) is None}
+  if left:
+    _train(points[0], left, train.load_data(points[0], data_dir))
+  return [results.read(file) for file in files]
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def update(
-    state: _run.TrainState,
-    batch: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    traced: dict[str, Any],
-  ) -> _run.TrainState:
-    tx = configs.optimizer(dataclasses.replace(first, **traced), steps)
-    return train.advance(graph, tx, state, images[batch], labels[batch])
 
-  batches = [
+def _train(first: Config, left: dict[pathlib.Path, Config], data: Data) -> None:
+  _, params = train.initial_params(first)
+  order = [
     batch
     for epoch in range(first.epochs)
-    for batch in _run.epoch_order(first.seed, epoch, len(data.images), first.batch_size)
+    for batch in training.epoch_order(
+      first.seed, epoch, len(data.train.x), first.batch_size
+    )
   ]
-  images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-  evaluate = train.evaluator(graph, data.test_images, data.test_labels)
+  one = train.trainer(first, len(order))
+  examples = Examples(*map(jnp.asarray, data.train))
+  evaluate = train.evaluator(first, data.test)
+  warm_up = 0 if first.penalty == "none" else int(first.ramp[0] * len(order))
 
-  def run(state: _run.TrainState, point: Config, start: int, stop: int) -> Any:
+  def advance(state: Any, point: Config, batches: Sequence[Any]) -> Any:
     traced = {name: getattr(point, name) for name in ("a", "threshold", "beta")}
-    for batch in batches[start:stop]:
-      state = update(state, batch, images, labels, traced)
+    step = one.compiled(examples, traced, whole_epochs=False)
+    for batch in batches:
+      state = step.call(state, batch)
     return state
 
-  start = _run.TrainState.create(params, configs.optimizer(first, steps))
-  start = run(start, first, 0, warm_up)
-  for point, file in left:
-    state = run(jax.tree.map(jnp.copy, start), point, warm_up, steps)
-    sparse = train.sparse_params(point, state)
-    _run.require_finite((state.params, sparse), file.stem)
-    result = {
-      "config": dataclasses.asdict(point),
-      "accuracy_w": evaluate(state.params)[1],
-      "accuracy_u": evaluate(sparse)[1],
-      "zeros_u": float(rvsm_jax.sparsity(measure.layer(sparse))),
-      **_run.environment(),
+  warm = advance(one.init(params, {}), first, order[:warm_up])
+  for file, point in left.items():
+    state = advance(jax.tree.map(jnp.copy, warm), point, order[warm_up:])
+    training.require_finite((state.params, state.sparse), file.stem)
+    networks = {"w": state.params, "u": state.sparse}
+    found = {
+      "accuracy": measure.of_each(networks, lambda p: evaluate(p)[1]),
+      "zeros": measure.of_each(
+        networks, lambda p: float(measure.zeros(p, configs.SPARSE))
+      ),
     }
-    _run.write_json(file, result)
-    _run.console.print(
-      f"{file.stem}: u {result['accuracy_u']:.1%}, zeros {result['zeros_u']:.2%}"
+    results.write_json(file, results.result("curves", point, None, final=found))
+    results.console.print(
+      f"{file.stem}: u {found['accuracy']['u']:.1%}, zeros {found['zeros']['u']:.2%}"
     )
-  return [json.loads(file.read_text()) for file in files]
 
 
-def chosen(results: Sequence[dict[str, Any]], penalty: str, a: float) -> dict[str, Any]:
+def chosen(points: Sequence[dict[str, Any]], penalty: str, a: float) -> dict[str, Any]:
   """The point of a penalty's path whose threshold and beta are used in full size.
 
   It is that whose u is the most accurate on validated images among those with at
@@ -143,13 +127,16 @@ def chosen(results: Sequence[dict[str, Any]], penalty: str, a: float) -> dict[st
   """
   path = [
     result
-    for result in results
+    for result in points
     if result["config"]["penalty"] == penalty and result["config"]["a"] == a
   ]
-  sparse = [result for result in path if result["zeros_u"] >= _TARGET]
-  if not sparse:
-    return max(path, key=lambda result: result["zeros_u"])
-  return max(sparse, key=lambda result: result["accuracy_u"])
+
+  def of_u(measure: str) -> Callable[[dict[str, Any]], float]:
+    return lambda result: result["final"][measure]["u"]
+
+  zeros = of_u("zeros")
+  sparse = [result for result in path if zeros(result) >= _TARGET]
+  return max(sparse, key=of_u("accuracy")) if sparse else max(path, key=zeros)
 
 
 def _name(point: Config) -> str:

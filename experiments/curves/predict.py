@@ -1,19 +1,18 @@
-"""What a trained network says of pictures: `python -m experiments.curves predict`."""
+"""What a trained network says of pictures: `python -m experiments curves predict`."""
 
 import json
 import pathlib
-import shutil
-import tempfile
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from scipy import special
 import tyro
 
-from experiments import _run
+from experiments.core import measure
+from experiments.core.results import console
+from experiments.core.run import Run
 from experiments.curves import config as configs
-from experiments.curves import images, measure, train
-import rvsm_jax
+from experiments.curves import images, train
 
 _CERTAIN = 0.9995
 
@@ -51,12 +50,12 @@ def main(
     raise ValueError("Name the pictures to apply the network to.")
   trained = restore(run)
   prepared = np.stack([images.prepare(picture) for picture in pictures])
-  _run.console.print(describe(trained), markup=False)
+  console.print(describe(trained), markup=False)
   shares = probabilities(trained, prepared)
   for picture, share in zip(pictures, shares, strict=True):
     name = trained.config.class_names[int(np.argmax(share))]
     most = f"{share.max():.1%}" if share.max() < _CERTAIN else "more than 99.9%"
-    _run.console.print(f"{picture}: {name}, {most}", markup=False)
+    console.print(f"{picture}: {name}, {most}", markup=False)
 
 
 def restore(run: pathlib.Path) -> Trained:
@@ -75,29 +74,20 @@ def restore(run: pathlib.Path) -> Trained:
       f"{file} is not of a run of experiments.curves: {error}"
     ) from error
   _, params = train.initial_params(config)
-  template = _run.TrainState.create(params, configs.optimizer(config, steps=100))
-  # A run that is opened may delete what is damaged or half written; it may be going
-  # on at this moment, too. Its configuration may lack fields that came later.
-  with tempfile.TemporaryDirectory() as scratch:
-    copy = pathlib.Path(scratch, "run")
-    try:
-      shutil.copytree(run, copy, ignore=shutil.ignore_patterns("config.json"))
-    except shutil.Error as error:
-      raise ValueError(f"{run} cannot be read whole; try again.") from error
-    with _run.Run(copy, config) as opened:
-      found, result = opened.restore(template), opened.result()
+  template = train.trainer(config, steps=100).init(params, {})
+  with Run(run) as opened:
+    found, result = opened.restore(template), opened.result()
   if found is None:
     raise ValueError(f"{run} has no intact checkpoint yet.")
   state, _ = found
-  sparse = train.sparse_params(config, state)
-  return Trained(config, sparse, int(state.step), result)
+  return Trained(config, state.sparse, int(state.step), result)
 
 
 def describe(trained: Trained) -> str:
   """Which network speaks, and how its probabilities are meant."""
   network = "w, since there is no u"
   if trained.config.splits:
-    zeros = float(rvsm_jax.sparsity(measure.layer(trained.params)))
+    zeros = float(measure.zeros(trained.params, configs.SPARSE))
     network = f"u, whose dense layer has {zeros:.1%} zeros"
   lines = [f"{trained.config.name}, step {trained.step}: the network of {network}."]
   if trained.result is None:
@@ -110,6 +100,5 @@ def describe(trained: Trained) -> str:
 def probabilities(trained: Trained, prepared: np.ndarray) -> np.ndarray:
   """Calibrated probabilities, (n, 2), of images (n, 100, 100, 1)."""
   temperature = (trained.result or {}).get("temperature", 1.0)
-  graph, _ = train.initial_params(trained.config)
-  logits = train.logits(graph, trained.params, prepared)
+  logits = train.logits(trained.config, trained.params, prepared)
   return special.softmax(np.asarray(logits, np.float64) / temperature, axis=-1)

@@ -8,35 +8,45 @@ from matplotlib.axes import Axes
 import matplotlib.colors
 import numpy as np
 
-from experiments import _plots, _run
-from experiments._tables import percent, table
-from experiments.curves import config as configs
-from experiments.curves import paper, train
+from experiments import datasets
+from experiments.core import plots, results
+from experiments.core.tables import percent, table
+from experiments.core.training import Examples
+from experiments.curves import paper
+from experiments.curves.config import Config
 
 
 def write(
-  result: dict[str, Any], data: train.Data, directory: pathlib.Path
+  result: dict[str, Any], directory: pathlib.Path, images: Examples | None = None
 ) -> list[pathlib.Path]:
   """Writes the result as JSON, the table and the figures, and returns their paths.
 
   Args:
     result: of `train.train`.
-    data: what it was trained on, for the samples.
     directory: where.
+    images: samples of the test images; None for those of the project's own sets.
   """
-  name = result["name"]
+  name, source = result["name"], result["data"]["name"]
   files = {
     part: directory / f"{name}{part}"
-    for part in (".json", ".md", "-training.png", "-weights.png")
+    for part in (".md", ".json", "-training.png", "-weights.png")
   }
-  files["-samples.png"] = directory / f"{result['data']['name']}-samples.png"
-  _run.write_json(files[".json"], result)
-  _run.write_atomically(files[".md"], markdown(result))
+  results.write_json(files[".json"], result)
+  results.write_atomically(files[".md"], markdown(result))
   draw_training(result, files["-training.png"])
   draw_weights(result, files["-weights.png"])
-  names = result["config"].get("classes") or configs.Config().class_names
-  draw_samples(data, files["-samples.png"], names)
-  return list(files.values())
+  samples = directory / f"{source}-samples.png"
+  if images is None:
+    draw_own_samples(source, samples)
+  else:
+    draw_samples(images, samples, result["data"]["classes"])
+  return [*files.values(), samples]
+
+
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the report of every single training whose result is in a folder."""
+  found = map(results.read, sorted(folder.glob("*.json")))
+  return [file for result in found for file in write(result, folder)]
 
 
 def title(name: str) -> str:
@@ -45,9 +55,7 @@ def title(name: str) -> str:
 
 
 def classes(data: dict[str, Any]) -> str:
-  """The two classes, with the numbers of their images; of older results, nothing."""
-  if "classes" not in data:
-    return ""
+  """The two classes, with the numbers of their images."""
   counts = zip(
     data["classes"], data["train_per_class"], data["test_per_class"], strict=True
   )
@@ -86,7 +94,7 @@ def protocol(config: dict[str, Any]) -> str:
   text += f", inputs 0 and {config['ink']:g}, seed {config['seed']}"
   if config["penalty"] == "none":
     return f"{text}, no penalty."
-  if config["lam"] is not None:
+  if config["lam_schedule"] == "constant":
     text += f"; lambda {config['lam']:g} throughout"
   else:
     start, end = config["ramp"]
@@ -96,14 +104,13 @@ def protocol(config: dict[str, Any]) -> str:
     )
   if config["method"] == "rvsm":
     text += f"; beta {config['beta']:g}"
-    text += ", w divided by its norm each step" if config["normalize"] else ""
     text += ", w replaced by u after each epoch" if config["overwrite"] else ""
   return f"{text}."
 
 
 def markdown(result: dict[str, Any]) -> str:
   """The table of one training, the paper's row beside it."""
-  config, final = configs.complete(result["config"]), result["final"]
+  config, final = result["config"], result["final"]
   printed = paper.row(config["data"], config["penalty"], config["a"])
   rows = []
   if printed is not None:
@@ -149,7 +156,6 @@ def markdown(result: dict[str, Any]) -> str:
       f" {percent(gap['share'])} of the weights; cut in the middle,"
       f" {percent(final['zeros']['w_cut'])} of w are zero."
     )
-  hardware, versions = result["hardware"], result["versions"]
   tested = f"{result['data']['test_images']} {result['data']['tested_on']} images"
   return f"""# {title(result["data"]["name"])}, {penalty_name(config)}
 
@@ -166,9 +172,7 @@ weights below and 0.01% above; there is none if it has more than 1% of the weigh
 
 Protocol: {protocol(config)}
 
-Time: {result["seconds"]:.0f} s on {hardware["cores"]} cores of {hardware["processor"]}
-({hardware["backend"]}); JAX {versions["jax"]}, Flax {versions["flax"]}, Optax
-{versions["optax"]}, Python {versions["python"]}; revision {result["git_revision"]}.
+{results.footer([result])}
 """
 
 
@@ -179,23 +183,23 @@ def draw_training(result: dict[str, Any], path: pathlib.Path) -> None:
     for name in result["epochs"][0]
   }
   number = epochs["epoch"]
-  with _plots.figure(path, columns=3) as axes:
+  with plots.figure(path, columns=3) as axes:
     left, middle, right = axes[0]
-    left.plot(number, epochs["loss"], color=_plots.GREY, label="training, w")
-    left.plot(number, epochs["test_loss"], color=_plots.BLUE, label="test, w")
-    middle.plot(number, epochs["accuracy"], color=_plots.GREY, label="training, w")
-    middle.plot(number, epochs["test_accuracy"], color=_plots.BLUE, label="test, w")
+    left.plot(number, epochs["loss"], color=plots.GREY, label="training, w")
+    left.plot(number, epochs["test_loss"], color=plots.BLUE, label="test, w")
+    middle.plot(number, epochs["accuracy"], color=plots.GREY, label="training, w")
+    middle.plot(number, epochs["test_accuracy"], color=plots.BLUE, label="test, w")
     if "test_loss_u" in epochs:
-      style = {"color": _plots.ORANGE, "label": "test, u", "linestyle": "--"}
+      style = {"color": plots.ORANGE, "label": "test, u", "linestyle": "--"}
       left.plot(number, epochs["test_loss_u"], **style)
       middle.plot(number, epochs["test_accuracy_u"], **style)
-    right.plot(number, epochs["zeros"], color=_plots.ORANGE)
+    right.plot(number, epochs["zeros"], color=plots.ORANGE)
     left.set(title="Cross entropy", xlabel="epoch", yscale="log")
     middle.set(title="Accuracy", xlabel="epoch")
     right.set(title="Exact zeros in the dense layer", xlabel="epoch")
     right.set_ylim(-0.02, 1.02)
     for panel in (middle, right):
-      _plots.percent_axis(panel)
+      plots.percent_axis(panel)
     for panel in (left, middle):
       panel.legend()
     for panel in axes[0]:
@@ -204,11 +208,9 @@ def draw_training(result: dict[str, Any], path: pathlib.Path) -> None:
 
 def draw_weights(result: dict[str, Any], path: pathlib.Path) -> None:
   """How the magnitudes of the dense layer are distributed; Fig. 6 of the paper."""
-  with _plots.figure(path, width=7.0, height=3.8) as axes:
+  with plots.figure(path, width=7.0, height=3.8) as axes:
     draw_histogram(axes[0, 0], result)
-    axes[0, 0].set_title(
-      f"Dense layer: {penalty_name(configs.complete(result['config']))}"
-    )
+    axes[0, 0].set_title(f"Dense layer: {penalty_name(result['config'])}")
 
 
 def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
@@ -217,21 +219,21 @@ def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
   edges = np.array(histogram["log10_edges"])
   zero = edges[0] - 0.7
   if "u" in histogram:
-    style: dict[str, Any] = {"color": _plots.ORANGE, "alpha": 0.6}
+    style: dict[str, Any] = {"color": plots.ORANGE, "alpha": 0.6}
     panel.stairs(histogram["u"]["counts"], edges, fill=True, **style)
     panel.bar(zero, histogram["u"]["zero"], 0.5, label="u", **style)
-  panel.stairs(histogram["w"]["counts"], edges, color=_plots.BLUE, label="w")
+  panel.stairs(histogram["w"]["counts"], edges, color=plots.BLUE, label="w")
   panel.stairs(
     histogram["initial"]["counts"],
     edges,
-    color=_plots.GREY,
+    color=plots.GREY,
     linestyle=":",
     label="w before training",
   )
   gap = result["final"]["gap"]
   if gap is not None:
     low, high = np.log10([gap["low"], gap["high"]])
-    panel.axvspan(low, high, color=_plots.YELLOW, alpha=0.2, lw=0, label="gap of w")
+    panel.axvspan(low, high, color=plots.YELLOW, alpha=0.2, lw=0, label="gap of w")
   panel.set(xlabel="magnitude", ylabel="number of weights", yscale="log")
   ticks = range(-10, 2, 2)
   panel.set_xticks([zero, *ticks], ["0", *(f"$10^{{{n}}}$" for n in ticks)])
@@ -239,8 +241,13 @@ def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
   panel.set_ylim(top=2e7)
 
 
+def draw_own_samples(name: str, path: pathlib.Path) -> None:
+  """`draw_samples` of one of the project's own sets."""
+  draw_samples(Examples(*datasets.samples(name, 32)), path, Config().class_names)
+
+
 def draw_samples(
-  data: train.Data,
+  data: Examples,
   path: pathlib.Path,
   classes: Sequence[str],
   columns: int = 8,
@@ -248,10 +255,10 @@ def draw_samples(
   """Two rows of each class; Figs. 3 and 5 of the paper."""
   rows = []
   for label in (0, 1):
-    images = data.test_images[data.test_labels == label][: 2 * columns]
+    images = data.x[data.y == label][: 2 * columns]
     rows += [images[:columns], images[columns:]]
   paper_and_ink = matplotlib.colors.ListedColormap(["white", "black"])
-  with _plots.figure(path, len(rows), columns, width=1.1, height=1.15) as axes:
+  with plots.figure(path, len(rows), columns, width=1.1, height=1.15) as axes:
     for panel in axes.ravel():
       panel.set(xticks=[], yticks=[])
       panel.grid(False)

@@ -18,24 +18,20 @@ from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
 import itertools
-import json
-import multiprocessing
-import os
 import pathlib
-import sys
-import threading
-import time
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import _run, datasets
-from experiments._tables import percent, table
+from experiments import datasets
+from experiments.core import cli, measure, results
+from experiments.core import jobs as jobs_
+from experiments.core.run import Run
+from experiments.core.tables import percent, table
 from experiments.curves import config as configs
-from experiments.curves import figures, measure, paper, path, report, train
+from experiments.curves import figures, paper, path, report, train
 from experiments.curves.config import Config, Data
+import rvsm_jax
 
 DATA: tuple[Data, ...] = ("alphabets", "planar_shapes")
 SEEDS = 3
@@ -43,9 +39,8 @@ SEEDS = 3
 # The same for both data sets.
 _TRAIN_SIZE = datasets.PLANAR_SHAPES.splits["train"]
 
-_RESULTS = pathlib.Path(__file__).parents[1] / "results" / "curves"
-
 _PRINTED: dict[str, Any] = {
+  "lam_schedule": "constant",
   "lam": configs.PAPER_LAM,
   "beta": configs.PAPER_BETA,
   "momentum": 0.0,
@@ -63,7 +58,7 @@ _TABLE_4 = (0.01, 1.0, 100.0)
 def printed_rows(data: Data) -> list[Config]:
   """Tables 1 and 2 as printed: every penalty, l0 with three seeds, and none."""
   base = Config(data=data, **_PRINTED)
-  rows = [dataclasses.replace(base, penalty="none", lam=None)]
+  rows = [dataclasses.replace(base, penalty="none")]
   rows += [dataclasses.replace(base, penalty=p, a=a) for p, a in path.PENALTIES]
   rows += [dataclasses.replace(base, seed=seed) for seed in range(1, SEEDS)]
   if data == _TABLE_3[0]:
@@ -93,8 +88,9 @@ def tuned_rows(data: Data, points: Sequence[dict[str, Any]]) -> list[Config]:
     threshold = best.threshold
     if penalty != "l0":
       shorter = best.epochs * best.train_size / (base.epochs * _TRAIN_SIZE)
-      step = shorter * float(configs.step_of_threshold(best, jnp.float32(threshold)))
-      threshold = float(f"{configs.threshold_of_step(best, step):.3g}")
+      chosen = configs.penalty(best)
+      step = shorter * float(rvsm_jax.step_for_threshold(chosen, threshold))
+      threshold = float(f"{float(rvsm_jax.threshold_for_step(chosen, step)):.3g}")
     rows.append(
       dataclasses.replace(
         base, penalty=penalty, a=a, threshold=threshold, beta=best.beta
@@ -121,32 +117,31 @@ def shifted_rows(rows: Sequence[Config]) -> list[Config]:
 def train_row(
   config: Config,
   runs: pathlib.Path,
-  results: pathlib.Path,
+  folder: pathlib.Path,
   data_dir: pathlib.Path | None,
 ) -> dict[str, Any]:
   """Trains a row, unless its result is there, and writes the result."""
-  file = results / f"{config.name}.json"
-  result = train.stored(file, config)
-  if result is not None:
-    return result
-  with _run.Run(runs / config.name, config) as run:
-    result = train.train(config, run, data_dir)
-  _run.write_json(file, result)
+  file = folder / f"{config.name}.json"
+  result = results.stored(file, config)
+  if result is None:
+    with Run(runs / config.name, config) as run:
+      result = train.train(config, run, data_dir)
+    results.write_json(file, result)
   return result
 
 
 def train_all(
   runs: pathlib.Path,
-  results: pathlib.Path,
+  folder: pathlib.Path,
   data_dir: pathlib.Path | None = None,
   jobs: int = 1,
   only: Literal["path", "all"] = "all",
 ) -> None:
-  """Trains all that the tables need and `results` lacks; goes on where it stopped.
+  """Trains all that the tables need and `folder` lacks; goes on where it stopped.
 
   Args:
     runs: for run directories.
-    results: where the results go: `path`, and one for each block, below it.
+    folder: where the results go: `path`, and one for each block, below it.
     data_dir: see `datasets.load`.
     jobs: how many trainings at the same time; each has one thread if there are more.
     only: the paths alone, or all.
@@ -154,19 +149,14 @@ def train_all(
   for data in DATA:
     train.load_data(Config(data=data), data_dir)
 
-  with concurrent.futures.ProcessPoolExecutor(
-    jobs,
-    multiprocessing.get_context("spawn"),
-    initializer=_start_worker,
-    initargs=(jobs > 1,),
-  ) as pool:
+  with jobs_.pool(jobs) as pool:
 
     def submit(block: str, row: Config) -> concurrent.futures.Future:
-      return pool.submit(train_row, row, runs / block, results / block, data_dir)
+      return pool.submit(train_row, row, runs / block, folder / block, data_dir)
 
     paths = {
       data: [
-        pool.submit(path.train_path, points, results / "path", data_dir)
+        pool.submit(path.train_path, points, folder / "path", data_dir)
         for points in path.grid(data)
       ]
       for data in DATA
@@ -181,40 +171,15 @@ def train_all(
         waiting += [submit("shifted", row) for row in shifted_rows(tuned)]
     for future in concurrent.futures.as_completed(waiting):
       final = future.result()["final"]
-      _run.console.print(f"{future.result()['name']}: {final['accuracy']}")
+      results.console.print(f"{future.result()['name']}: {final['accuracy']}")
 
 
-def _start_worker(one_thread: bool) -> None:
-  """Lets XLA see one core, if told so: it then starts one thread."""
-  _run.reuse_freed_memory()
-  threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-  if one_thread and sys.platform == "linux":
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    jax.devices()
-    for thread in os.listdir("/proc/self/task"):
-      os.sched_setaffinity(int(thread), cores)
-
-
-def _die_with(parent: int) -> None:
-  """Ends this process soon after its parent, even if that was killed.
-
-  It would otherwise go on to write into directories that the next start writes into.
-  """
-  while os.getppid() == parent:
-    time.sleep(1)
-  os._exit(1)
-
-
-def load(results: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+def load(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   """The results that there are, of each block."""
-  blocks: dict[str, list[dict[str, Any]]] = {name: [] for name in ("path", *_BLOCKS)}
-  for block, found in blocks.items():
-    files = sorted((results / block).glob("*.json"))
-    found += [json.loads(file.read_text()) for file in files]
-    for result in found:
-      result["config"] = configs.complete(result["config"])
-  return blocks
+  return {
+    block: [results.read(file) for file in sorted((folder / block).glob("*.json"))]
+    for block in ("path", *_BLOCKS)
+  }
 
 
 def _order(config: dict[str, Any]) -> tuple[Any, ...]:
@@ -271,7 +236,7 @@ and of w with all weights below the middle of its gap set to zero. Zeros of u an
 of w are those of the dense layer's 692,224 weights. The paper's sparsity is the share
 of w below 1e-10, its accuracy that of w. Several seeds: mean ± standard deviation.
 Each row comes from the JSON file of its name in `printed`, `tuned` or `shifted`, beside
-this file; `python -m experiments.curves tables` trains what is missing and writes this
+this file; `python -m experiments curves tables` trains what is missing and writes this
 again."""
 
 
@@ -439,45 +404,34 @@ def _table_4(rows: Sequence[dict[str, Any]]) -> str:
   return table(["a", "", "layer 1", "layer 2", "layer 3"], lines)
 
 
-def write(
-  results: pathlib.Path, data_dir: pathlib.Path | None = None
-) -> list[pathlib.Path]:
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables and figures of all results, and returns their paths."""
-  blocks = load(results)
-  files = [results / "tables.md"]
-  _run.write_atomically(files[0], markdown(blocks))
+  blocks = load(folder)
+  files = [results.write_atomically(folder / "tables.md", markdown(blocks))]
   for data in DATA:
     of_data = {
       block: [result for result in found if result["config"]["data"] == data]
       for block, found in blocks.items()
     }
-    images = train.load_data(Config(data=data), data_dir)
-    files += figures.draw(data, of_data, images, results)
+    files += figures.draw(data, of_data, folder)
   return files
 
 
 def main(
+  places: cli.Common,
   only: Literal["path", "all"] = "all",
   jobs: int = 1,
-  output: pathlib.Path = pathlib.Path("runs", "curves"),
-  results: pathlib.Path = _RESULTS,
-  data_dir: pathlib.Path | None = None,
 ) -> None:
   """Trains what Tables 1 to 4 lack, and writes them and their figures.
 
   It takes hours on two cores. Run again after a kill, the same command goes on.
 
   Args:
+    places: where it reads and writes.
     only: the regularisation paths alone, or all.
     jobs: how many trainings at the same time; each has one thread if there are more.
-    output: where the run directories are.
-    results: where results, tables and figures go.
-    data_dir: where prepared data sets are kept.
-
-  Raises:
-    ValueError: if `jobs` is not positive.
   """
-  if jobs < 1:
-    raise ValueError(f"jobs must be positive, got {jobs}.")
-  train_all(output, results, data_dir, jobs, only)
-  _run.announce(write(results, data_dir))
+  runs = places.output or pathlib.Path("runs", "curves")
+  folder = places.report("curves", runs)
+  train_all(runs, folder, places.data_dir, jobs, only)
+  results.announce(write(folder))

@@ -15,11 +15,11 @@ import tensorflow_datasets as tfds
 from experiments.datasets import (
   ALPHABETS,
   PLANAR_SHAPES,
-  ImageSet,
   alphabets,
   planar_shapes,
   tabular,
 )
+from experiments.datasets._cache import DataSet
 
 _FORMAT = "array_record"
 
@@ -27,7 +27,7 @@ _FORMAT = "array_record"
 class _ImageSetBuilder(tfds.core.GeneratorBasedBuilder):
   """What both sets share: features, splits and numbering."""
 
-  IMAGE_SET: ImageSet
+  IMAGE_SET: DataSet
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -89,26 +89,27 @@ class Alphabets(_ImageSetBuilder):
     return alphabets.example(split, index, self.builder_config.shaky_font)
 
 
-def builder(
-  image_set: ImageSet,
-  data_dir: pathlib.Path,
+def images(
+  directory: pathlib.Path,
+  *,
+  name: str,
   shaky_font: pathlib.Path | None = None,
   font_name: str = "",
 ) -> tfds.core.DatasetBuilder:
   """Returns the builder of a set, in the format that needs no TensorFlow.
 
   Args:
-    image_set: which set.
-    data_dir: TFDS's data directory.
+    directory: TFDS's data directory.
+    name: of the set.
     shaky_font: a font file for the shaky alphabets.
     font_name: what to call the variant with that font; changes with the font.
   """
-  if image_set is PLANAR_SHAPES:
-    return PlanarShapes(data_dir=data_dir, file_format=_FORMAT)
+  if name == PLANAR_SHAPES.name:
+    return PlanarShapes(data_dir=directory, file_format=_FORMAT)
   config = None
   if shaky_font is not None:
     config = AlphabetsConfig(name=f"font-{font_name}", shaky_font=shaky_font)
-  return Alphabets(data_dir=data_dir, file_format=_FORMAT, config=config)
+  return Alphabets(data_dir=directory, file_format=_FORMAT, config=config)
 
 
 class _TableBuilder(tfds.core.GeneratorBasedBuilder):
@@ -154,39 +155,39 @@ class Digits(_TableBuilder):
   """1,797 handwritten digits of 8 x 8 pixels, as scikit-learn has them."""
 
   TABLE = tabular.TABLES["digits"]
-  VERSION = tfds.core.Version(TABLE.version)
+  VERSION = tfds.core.Version("1.0.0")
 
 
 class Pendigits(_TableBuilder):
   """Pen-Based Recognition of Handwritten Digits (UCI): 8 points of each stroke."""
 
   TABLE = tabular.TABLES["pendigits"]
-  VERSION = tfds.core.Version(TABLE.version)
+  VERSION = tfds.core.Version("1.0.0")
 
 
 class Sdd(_TableBuilder):
   """Sensorless Drive Diagnosis (UCI): 48 features of the currents of a motor."""
 
   TABLE = tabular.TABLES["sdd"]
-  VERSION = tfds.core.Version(TABLE.version)
+  VERSION = tfds.core.Version("1.0.0")
 
 
 class SddSubset(_TableBuilder):
   """200 rows of each of the 11 classes of Sensorless Drive Diagnosis."""
 
   TABLE = tabular.TABLES["sdd_subset"]
-  VERSION = tfds.core.Version(TABLE.version)
+  VERSION = tfds.core.Version("1.0.0")
 
 
-def table_builder(
-  table: tabular.Table, data_dir: pathlib.Path, source: pathlib.Path | None
+def table(
+  one: tabular.Table, directory: pathlib.Path, source: pathlib.Path | None
 ) -> tfds.core.DatasetBuilder:
   """Returns the builder of a table, in the format that needs no TensorFlow.
 
   Args:
-    table: which set.
-    data_dir: TFDS's data directory.
+    one: which set.
+    directory: TFDS's data directory.
     source: the directory of the original files; None downloads them.
   """
   kinds = {kind.TABLE.name: kind for kind in (Digits, Pendigits, Sdd, SddSubset)}
-  return kinds[table.name](data_dir=data_dir, file_format=_FORMAT, source=source)
+  return kinds[one.name](data_dir=directory, file_format=_FORMAT, source=source)

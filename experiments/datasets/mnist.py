@@ -1,18 +1,12 @@
-"""MNIST and Fashion-MNIST: from their original files, cached arrays, or by TFDS."""
+"""MNIST and Fashion-MNIST: their original files and how to read them."""
 
 import gzip
-import os
 import pathlib
 
 import numpy as np
-from numpy.typing import NDArray
 
-from experiments import datasets
-from experiments.datasets import _original
-
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int32]]
-
-SIZES = {"train": 60_000, "test": 10_000}
+from experiments.datasets import _cache, _original
+from experiments.datasets._cache import Arrays
 
 _VERSION = "3.0.1"
 _HEADERS = {"images": 16, "labels": 8}
@@ -51,65 +45,41 @@ def original(name: str, split: str, part: str) -> _original.Original:
   )
 
 
-def load(
-  name: str,
-  split: str,
-  data_dir: str | os.PathLike[str] | None = None,
-  source: pathlib.Path | None = None,
-) -> Arrays:
-  """Returns the images and labels of one split.
-
-  Args:
-    name: `"mnist"` or `"fashion_mnist"`.
-    split: `"train"` (60,000 images) or `"test"` (10,000).
-    data_dir: where prepared sets are kept, see `datasets.load`.
-    source: a directory with the four original files, or with a folder of them
-      called `name`. Without it they come from TFDS, which needs TensorFlow and the
-      internet, once.
-
-  Returns:
-    Images, (n, 28, 28, 1) uint8, and labels, (n,) int32.
-
-  Raises:
-    ValueError: for an unknown set or split, or a file that is not the original.
-    FileNotFoundError: if there are no data.
-  """
-  if name not in _CHECKSUMS:
-    raise ValueError(f"no data set {name!r}; there are {', '.join(_CHECKSUMS)}")
-  if split not in SIZES:
-    raise ValueError(f"{name} has no split {split!r}, only {', '.join(SIZES)}")
-  if source is not None:
-    parts = {
-      part: np.frombuffer(
-        gzip.decompress(original(name, split, part).find(source, name)),
-        np.uint8,
-        offset=offset,
-      )
-      for part, offset in _HEADERS.items()
-    }
-    return parts["images"].reshape(-1, 28, 28, 1), parts["labels"].astype(np.int32)
-  cache = datasets.cache_root(data_dir) / f"{name}-{_VERSION}-{split}.npz"
-  if not cache.exists():
-    _prepare(name, split, cache)
-  return datasets._read(cache, SIZES[split])
-
-
-def _prepare(name: str, split: str, cache: pathlib.Path) -> None:
-  try:
-    import tensorflow_datasets as tfds
-
-    datasets.cache_split(
-      lambda: tfds.builder(
-        f"{name}:{_VERSION}", data_dir=cache.parent / "tfds", file_format="array_record"
-      ),
-      split,
-      cache,
-      "image",
+def _read(directory: pathlib.Path, name: str, split: str) -> Arrays:
+  parts = {
+    part: np.frombuffer(
+      gzip.decompress(original(name, split, part).find(directory, name)),
+      np.uint8,
+      offset=offset,
     )
-  except (ImportError, OSError, AssertionError) as error:
-    names = ", ".join(original(name, split, part).name for part in _HEADERS)
-    raise FileNotFoundError(
-      f"{name}: there is no {cache}, and TFDS could not prepare it"
-      f" ({type(error).__name__}: {error}). Pass a directory that has {names}, or pip"
-      " install 'rvsm_jax[experiments,prepare]' on a machine with internet."
-    ) from error
+    for part, offset in _HEADERS.items()
+  }
+  return parts["images"].reshape(-1, 28, 28, 1), parts["labels"].astype(np.int32)
+
+
+def _find(directory: pathlib.Path, name: str, split: str) -> Arrays | None:
+  """What is in a directory, which may be that of prepared sets, too."""
+  names = [original(name, split, part).name for part in _HEADERS]
+  folders = (directory, directory / name)
+  if any((folder / file).exists() for folder in folders for file in names):
+    return _read(directory, name, split)
+  return None
+
+
+SETS = tuple(
+  _cache.DataSet(
+    name,
+    _VERSION,
+    {"train": 60_000, "test": 10_000},
+    _cache.official(name, _VERSION),
+    originals=_find,
+    files=tuple(
+      original(name, split, part).name
+      for split in ("train", "test")
+      for part in _HEADERS
+    ),
+  )
+  for name in _CHECKSUMS
+)
+
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}

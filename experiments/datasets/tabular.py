@@ -1,21 +1,18 @@
-"""DIGITS, PENDIGITS and Sensorless Drive Diagnosis, prepared through TFDS.
-
-`load` is the whole interface. It caches the arrays; the cache alone is enough later.
-"""
+"""DIGITS, PENDIGITS and Sensorless Drive Diagnosis, and how to read their files."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import io
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import datasets
-from experiments.datasets import _original
-
-Arrays = tuple[NDArray, NDArray[np.int32]]
+from experiments.datasets import _cache, _original
+from experiments.datasets._cache import Arrays
 
 _TEST_SHARE = 5
 
@@ -26,23 +23,19 @@ class Table:
 
   Attributes:
     name: what `load` calls it.
-    title: what tables call it.
     splits: number of examples of each split.
     features: how many an example has.
     dtype: theirs.
     parse: from the contents of the files, by name, to the examples of each split.
     files: the original ones.
-    version: changes whenever the arrays do.
   """
 
   name: str
-  title: str
-  splits: Mapping[str, int]
+  splits: dict[str, int]
   features: int
   dtype: type
   parse: Callable[[Mapping[str, bytes]], dict[str, Arrays]]
   files: tuple[_original.Original, ...] = ()
-  version: str = "1.0.0"
 
 
 def hold_out(x: NDArray, y: NDArray) -> dict[str, Arrays]:
@@ -88,10 +81,9 @@ _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
 TABLES = {
   table.name: table
   for table in (
-    Table("digits", "DIGITS", {"train": 1438, "test": 359}, 64, np.uint8, _digits),
+    Table("digits", {"train": 1438, "test": 359}, 64, np.uint8, _digits),
     Table(
       "pendigits",
-      "PENDIGITS",
       {"train": 7494, "test": 3498},
       16,
       np.uint8,
@@ -111,7 +103,6 @@ TABLES = {
     ),
     Table(
       "sdd",
-      "SDD",
       {"train": 46808, "test": 11701},
       48,
       np.float32,
@@ -128,7 +119,6 @@ TABLES = {
     ),
     Table(
       "sdd_subset",
-      "SDD, 2,200 of its 58,509 rows",
       {"train": 1760, "test": 440},
       48,
       np.float32,
@@ -146,49 +136,30 @@ TABLES = {
 }
 
 
-def load(
-  name: str,
-  split: str,
-  data_dir: str | os.PathLike[str] | None = None,
-  source: pathlib.Path | None = None,
-) -> Arrays:
-  """Returns the features and labels of one split, preparing the set if necessary.
+def _builder(directory: pathlib.Path, source: Any, *, name: str) -> Any:
+  from experiments.datasets import builders
 
-  Args:
-    name: `"digits"`, which comes with scikit-learn; `"pendigits"`; `"sdd"`;
-      `"sdd_subset"`, 200 rows of each of the 11 classes.
-    split: `"train"` or `"test"`. PENDIGITS was published with this split; of the
-      others a random fifth is for testing.
-    data_dir: where prepared sets are kept, see `datasets.load`.
-    source: a directory with the original files, plain or compressed, or with
-      folders of them; without it, they are downloaded from UCI.
+  return builders.table(TABLES[name], directory, source)
 
-  Returns:
-    Features, (n, k), uint8 or, of SDD, float32, and labels, (n,) int32, in their
-    original order.
 
-  Raises:
-    ValueError: for an unknown set or split, or a file that is not the original.
-    FileNotFoundError: if an original file is missing.
-    ImportError: if the set must be prepared and TFDS is not installed.
-  """
-  if name not in TABLES:
-    raise ValueError(f"no data set {name!r}; there are {', '.join(TABLES)}")
-  table = TABLES[name]
-  if split not in table.splits:
-    raise ValueError(f"{name} has no split {split!r}, only {', '.join(table.splits)}")
-  cache = datasets.cache_root(data_dir) / f"{name}-{table.version}-{split}.npz"
-  if not cache.exists():
-    with datasets.preparing(cache):
-      from experiments.datasets import builders
+SETS = tuple(
+  _cache.DataSet(
+    one.name,
+    "1.0.0",
+    one.splits,
+    functools.partial(_builder, name=one.name),
+    feature="features",
+  )
+  for one in TABLES.values()
+)
 
-      datasets.cache_split(
-        lambda: builders.table_builder(table, cache.parent / "tfds", source),
-        split,
-        cache,
-        "features",
-      )
-  return datasets._read(cache, table.splits[split])
+NOTES = {
+  "digits": "DIGITS as scikit-learn has it, a random fifth for testing",
+  "pendigits": "PENDIGITS as published",
+  "sdd": "all 58,509 rows of SDD, a random fifth for testing",
+  "sdd_subset": "a subset of SDD, 200 rows of each class, of which a random fifth is"
+  " for testing: not comparable with the paper's",
+}
 
 
 def contents(

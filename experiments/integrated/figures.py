@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
-from experiments import _plots
+from experiments.core import plots
 import rvsm_jax
 
 Results = Mapping[str, dict[str, Any]]
 
 _METHODS = ("l2", "l1", "sgl", "cges", "itl", "itl_adaptive")
 _STYLES = {
-  "l2": {"color": _plots.GREY, "marker": "x"},
-  "l1": {"color": _plots.BLUE, "marker": "s"},
-  "sgl": {"color": _plots.GREEN, "marker": "^"},
-  "cges": {"color": _plots.YELLOW, "marker": "D"},
-  "itl": {"color": _plots.ORANGE, "marker": "o"},
-  "itl_adaptive": {"color": _plots.PURPLE, "marker": "v"},
+  "l2": {"color": plots.GREY, "marker": "x"},
+  "l1": {"color": plots.BLUE, "marker": "s"},
+  "sgl": {"color": plots.GREEN, "marker": "^"},
+  "cges": {"color": plots.YELLOW, "marker": "D"},
+  "itl": {"color": plots.ORANGE, "marker": "o"},
+  "itl_adaptive": {"color": plots.PURPLE, "marker": "v"},
 }
 _SHORT = {
   "l2": "l2",
@@ -82,7 +82,7 @@ def draw_penalties(
   side = np.linspace(-1, 1, 401)
   points = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
   columns = len(penalties) // rows
-  with _plots.figure(path, rows, columns, width=2.9, height=2.8) as axes:
+  with plots.figure(path, rows, columns, width=2.9, height=2.8) as axes:
     for panel, (title, penalty) in zip(axes.flat, penalties.items(), strict=True):
       level = np.asarray(jax.vmap(penalty.value)(points)).reshape(401, 401)
       low, high = float(level.min()), float(level.max())
@@ -96,11 +96,13 @@ def draw_penalties(
 def draw_boxes(results: Results, path: pathlib.Path) -> None:
   """All seeds of each data set with several; Figure 3 of the paper."""
   several = {
-    name: result for name, result in results.items() if len(result["seeds"]) > 1
+    name: result
+    for name, result in results.items()
+    if len(result["config"]["seeds"]) > 1
   }
   if not several:
     return
-  with _plots.figure(path, len(several), 3, width=4.0, height=2.7) as axes:
+  with plots.figure(path, len(several), 3, width=4.0, height=2.7) as axes:
     for panels, result in zip(axes, several.values(), strict=True):
       methods = [m for m in _METHODS[1:] if m in result["methods"]]
       for panel, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
@@ -125,13 +127,13 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
           text.replace("the same, proximal", "int. TL1,\nprox.") for text in short
         ]
         panel.set_xticks(range(len(methods)), short, fontsize=8)
-        panel.set_title(f"{result['problem']['title']}: {label}", fontsize=9)
-        _plots.percent_axis(panel)
+        panel.set_title(f"{result['config']['problem']['title']}: {label}", fontsize=9)
+        plots.percent_axis(panel)
 
 
 def draw_trade_off(results: Results, path: pathlib.Path) -> None:
   """Validation accuracy against both ratios over the grid; Figure 4 of the paper."""
-  with _plots.figure(path, len(results), 2, width=5.0, height=3.2) as axes:
+  with plots.figure(path, len(results), 2, width=5.0, height=3.2) as axes:
     for panels, result in zip(axes, results.values(), strict=True):
       best = 0.0
       for panel, measure in zip(panels, ("flops", "parameters"), strict=True):
@@ -147,11 +149,11 @@ def draw_trade_off(results: Results, path: pathlib.Path) -> None:
             linewidth=1.3,
             **_STYLES[method],
           )
-        panel.set_title(result["problem"]["title"], fontsize=9)
+        panel.set_title(result["config"]["problem"]["title"], fontsize=9)
         panel.set(xlabel=_MEASURES[measure], ylim=(best - 0.045, best + 0.004))
         panel.set_xlim(-0.03, 1.03)
-        panel.xaxis.set_major_formatter(_plots.PercentFormatter(1.0))
-        _plots.percent_axis(panel)
+        panel.xaxis.set_major_formatter(plots.PercentFormatter(1.0))
+        plots.percent_axis(panel)
       panels[0].set_ylabel("validation accuracy")
     axes[0, 0].legend(fontsize=8, loc="lower right")
 
@@ -169,12 +171,12 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
   """Test accuracy against updates, seed 0; Figure 5 of the paper."""
   columns = min(3, len(results))
   rows = -(-len(results) // columns)
-  with _plots.figure(path, rows, columns, width=4.3, height=3.2) as axes:
+  with plots.figure(path, rows, columns, width=4.3, height=3.2) as axes:
     panels = axes.ravel()
     for panel in panels[len(results) :]:
       panel.set_axis_off()
     for panel, result in zip(panels, results.values(), strict=False):
-      updates = result["data"]["train"] // result["problem"]["batch_size"]
+      updates = result["data"]["train"] // result["config"]["problem"]["batch_size"]
       top = 0.0
       for method in _METHODS:
         if method in result["methods"]:
@@ -184,9 +186,9 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
           top = max(top, *accuracy)
           style = {"color": _STYLES[method]["color"], "linewidth": 1.3}
           panel.plot(steps, accuracy, label=_SHORT[method], **style)
-      panel.set_title(result["problem"]["title"], fontsize=9)
+      panel.set_title(result["config"]["problem"]["title"], fontsize=9)
       panel.set(xlabel="updates", ylim=(top - 0.1, top + 0.005))
-      _plots.percent_axis(panel)
+      plots.percent_axis(panel)
     for panel in axes[:, 0]:
       panel.set_ylabel("test accuracy")
     last, unused = panels[len(results) - 1], panels[len(results) :]
@@ -202,7 +204,7 @@ def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
   methods = [m for m in _METHODS[1:] if m in result["methods"]]
   first = result["methods"][methods[0]]["finals"][0]["first_layer"]
   count = min(16, np.shape(first)[-1])
-  with _plots.figure(path, len(methods), count, width=0.62, height=0.8) as axes:
+  with plots.figure(path, len(methods), count, width=0.62, height=0.8) as axes:
     for panels, method in zip(axes, methods, strict=True):
       kernel = np.array(result["methods"][method]["finals"][0]["first_layer"])
       limit = np.abs(kernel).max() or 1.0
@@ -227,16 +229,16 @@ def _draw_filter(panel: Axes, values: np.ndarray, limit: float) -> None:
 
 def draw_shapes(result: dict[str, Any], path: pathlib.Path) -> None:
   """Integrated TL1 with each a, on validation examples; Figure 7 of the paper."""
-  with _plots.figure(path, 1, 3, width=4.2, height=3.3) as axes:
+  with plots.figure(path, 1, 3, width=4.2, height=3.3) as axes:
     points = result["methods"]["itl"]["by_a"]
     for panel, (measure, label) in zip(axes[0], _MEASURES.items(), strict=True):
-      for color, point in zip(_plots.COLORS, points, strict=False):
+      for color, point in zip(plots.COLORS, points, strict=False):
         history = point["history"][measure]
         text = f"a = {point['a']:g}, λ = {point['lam']:g}"
         epochs = range(1, len(history) + 1)
         panel.plot(epochs, history, color=color, linewidth=1.4, label=text)
       panel.set(title=f"DIGITS: {label}", xlabel="epoch")
-      _plots.percent_axis(panel)
+      plots.percent_axis(panel)
     axes[0, 0].set_title("DIGITS: validation accuracy")
     axes[0, 0].set_ylim(0.85, 1.0)
     axes[0, 2].set_ylim(0, 1.02)

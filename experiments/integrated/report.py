@@ -1,15 +1,14 @@
 """Tables 2 and 3, ours beside the paper's, and what of its claims is reproduced."""
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from experiments import _run
-from experiments._tables import percent, table
+from experiments.core import results as results_
+from experiments.core.tables import percent, table
 from experiments.integrated import config as configs
 from experiments.integrated import figures, paper
 
@@ -41,16 +40,16 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
     FileNotFoundError: if there is no result.
   """
   results = {
-    name: json.loads((directory / f"{name}.json").read_text())
+    name: results_.read(directory / f"{name}.json")
     for name in configs.PROBLEMS
     if (directory / f"{name}.json").exists()
   }
   if not results:
     raise FileNotFoundError(
-      f"{directory} has no result: start `python -m experiments.integrated run`."
+      f"{directory} has no result: start `python -m experiments integrated`."
     )
   tables = directory / "tables.md"
-  _run.write_atomically(tables, markdown(results))
+  results_.write_atomically(tables, markdown(results))
   return [tables, *figures.draw(results, directory)]
 
 
@@ -78,7 +77,7 @@ def ranks(results: Results, measure: str) -> list[dict[str, float]]:
   sign = -1 if measure == "accuracy" else 1
   out = []
   for result in results.values():
-    whole = not result["problem"]["train_size"]
+    whole = not result["config"]["problem"]["train_size"]
     if whole and all(name in result["methods"] for name in RANKED):
       means = [sign * mean(result, name, measure) for name in RANKED]
       ranked = scipy.stats.rankdata(np.round(means, 6))
@@ -96,8 +95,6 @@ def average_ranks(results: Results, measure: str) -> dict[str, float]:
 
 def markdown(results: Results) -> str:
   """All tables."""
-  first = next(iter(results.values()))
-  hardware, versions = first["hardware"], first["versions"]
   parts = [
     "# Integrated transformed l1, Ma et al. (2019)",
     "## Table 2",
@@ -117,9 +114,7 @@ def markdown(results: Results) -> str:
     chosen(results),
     "## Protocol",
     _protocol(results),
-    f"{hardware['cores']} cores of {hardware['processor']} ({hardware['backend']});"
-    f" JAX {versions['jax']}, Flax {versions['flax']}, Optax {versions['optax']},"
-    f" Python {versions['python']}; revision {first['git_revision']}.",
+    results_.footer(list(results.values())),
   ]
   return "\n\n".join(parts) + "\n"
 
@@ -196,7 +191,7 @@ def _within(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _title(result: dict[str, Any]) -> str:
-  return result["problem"]["title"]
+  return result["config"]["problem"]["title"]
 
 
 def spread_of(printed: tuple[float, float]) -> str:
@@ -222,7 +217,7 @@ def _definitions(results: Results) -> str:
   notes = "; ".join(
     f"{_title(result)}: {result['data']['note']}"
     f" ({result['data']['train']:,} for training, {result['data']['test']:,} for"
-    f" testing, {len(result['seeds'])} seed(s))"
+    f" testing, {len(result['config']['seeds'])} seed(s))"
     for result in results.values()
   )
   return (
@@ -270,7 +265,7 @@ def claims(results: Results) -> str:
         if "itl" in chosen.get("methods", ()):
           good, text = beats(chosen, name)
           verdict = "yes" if good else "no"
-          if name == "sdd_subset" or result["problem"]["train_size"]:
+          if name == "sdd_subset" or result["config"]["problem"]["train_size"]:
             verdict = "not comparable, because of the subset"
           lines.append(
             f"- {_title(result)}{rule}, at least the paper's numbers for integrated"
@@ -281,13 +276,13 @@ def claims(results: Results) -> str:
 
 def table_3(result: dict[str, Any]) -> str:
   """Neurons and connections of the layer of 128 neurons, and whether they agree."""
-  layer = result["problem"]["dense"][:-1]
-  index = len(result["problem"]["convs"]) + len(layer) - 1
+  layer = result["config"]["problem"]["dense"][:-1]
+  index = len(result["config"]["problem"]["convs"]) + len(layer) - 1
   rows, found = [], {}
   for name, printed in paper.TABLE_3.items():
     finals = result["methods"][name]["finals"]
     removed = float(np.mean([final["removed"][index] for final in finals]))
-    zeros = float(np.mean([1 - final["densities"][index] for final in finals]))
+    zeros = float(np.mean([final["zeros"][index] for final in finals]))
     found[name] = removed / layer[-1], zeros
     rows.append(
       [
@@ -342,7 +337,7 @@ def chosen(results: Results) -> str:
   ]
   rows = []
   for result in results.values():
-    problem = result["problem"]
+    problem = result["config"]["problem"]
     hidden = sum(problem["convs"]) + sum(problem["dense"][:-1])
     for method, one in result["methods"].items():
       point = one["chosen"]
@@ -363,10 +358,10 @@ def chosen(results: Results) -> str:
 
 
 def _protocol(results: Results) -> str:
-  rules = next(iter(results.values()))["rules"]
+  rules = next(iter(results.values()))["config"]["rules"]
   networks = []
   for result in results.values():
-    p = result["problem"]
+    p = result["config"]["problem"]
     search = f" ({p['search_epochs']} in the search)" if p["search_epochs"] else ""
     networks.append(
       f"- {_title(result)}: 3x3 convolutions of"

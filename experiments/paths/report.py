@@ -1,6 +1,5 @@
 """The table and the figure of a result."""
 
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from experiments import _plots, _run
-from experiments._tables import table
+from experiments.core import plots, results
+from experiments.core.tables import table
 
 _WAYS = (
   ("a compilation for each point", "separate"),
@@ -27,16 +26,16 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   Returns:
     The paths of what was written.
   """
-  result = json.loads((directory / "paths.json").read_text(encoding="utf-8"))
+  result = results.read(directory / "paths.json")
   files = [directory / "paths.md", directory / "paths.png"]
-  _run.write_atomically(files[0], markdown(result))
+  results.write_atomically(files[0], markdown(result))
   draw(result, files[1])
   return files
 
 
 def markdown(result: dict[str, Any]) -> str:
   """Times of the ways to train a path, and how they were measured."""
-  config, hardware = result["config"], result["hardware"]
+  config = result["config"]
   way = "vmap" if result["vmap"] else "a loop over one compiled program"
   rows = []
   for length in result["times"]:
@@ -67,9 +66,7 @@ a program that compiles in C and runs in R seconds take C + nR with one compilat
 place of n(C + R). The first weights are drawn before, and the batches are the same for
 all points. What is chosen on this machine is {way}.
 
-{hardware["backend"]}, {hardware["cores"]} cores of {hardware["processor"]}; JAX
-{result["versions"]["jax"]}, Python {result["versions"]["python"]}; revision
-{result["git_revision"]}.
+{results.footer([result])}
 
 ![Accuracy against sparsity](paths.png)
 
@@ -103,10 +100,10 @@ def _row(length: dict[str, Any], title: str, name: str) -> list[str]:
 
 def draw(result: dict[str, Any], path: pathlib.Path) -> None:
   """Draws accuracy against sparsity for each path."""
-  with _plots.figure(path, width=6.4, height=4.2) as grid:
+  with plots.figure(path, width=6.4, height=4.2) as grid:
     axes = grid[0, 0]
-    for marker, (title, found) in zip("osD", result["paths"].items(), strict=True):
-      accuracy, sparsity = np.array(found["accuracy"]), np.array(found["sparsity"])
+    for marker, (title, found) in zip("osD", result["paths"].items(), strict=False):
+      accuracy, sparsity = np.array(found["accuracy"]), np.array(found["zeros"])
       mean = accuracy.mean(axis=1)
       spread = np.abs(np.stack([accuracy.min(axis=1), accuracy.max(axis=1)]) - mean)
       axes.errorbar(
@@ -121,5 +118,5 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     axes.set_xlabel("zeros among the weights")
     axes.set_ylabel("accuracy on the test examples")
     axes.legend(loc="lower left")
-    _plots.percent_axis(axes)
+    plots.percent_axis(axes)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -13,8 +13,10 @@ from jax.typing import ArrayLike
 import numpy as np
 import optax
 
-from experiments import _run
-from experiments.datasets import tabular
+from experiments import datasets
+from experiments.core import measure, training
+from experiments.core.training import Data, Examples
+from experiments.networks.perceptron import perceptron
 import rvsm_jax
 
 
@@ -69,25 +71,18 @@ METHODS = (
 )
 
 
-class Data(NamedTuple):
-  """DIGITS, as scikit-learn has it, a fifth of it for testing; pixels in [0, 1]."""
-
-  x: jax.Array
-  y: jax.Array
-  test_x: jax.Array
-  test_y: jax.Array
-
-
 Run = Callable[[ArrayLike, Any, Data], dict[str, jax.Array]]
 Path = Callable[[jax.Array, Any, Data], dict[str, np.ndarray]]
 
 
 def load_data(data_dir: Any = None) -> Data:
-  """The examples; see `tabular.load`."""
-  splits = (tabular.load("digits", split, data_dir) for split in ("train", "test"))
-  (x, y), (test_x, test_y) = splits
-  arrays = (x.astype(np.float32) / 16, y, test_x.astype(np.float32) / 16, test_y)
-  return Data(*map(jnp.asarray, arrays))
+  """DIGITS, as scikit-learn has it, a fifth of it for testing; pixels in [0, 1]."""
+
+  def load(split: str) -> Examples:
+    x, y = datasets.load("digits", split, data_dir)
+    return Examples(jnp.asarray(x.astype(np.float32) / 16), jnp.asarray(y))
+
+  return Data(load("train"), load("test"))
 
 
 def lams(method: Method, config: Config) -> jax.Array:
@@ -98,11 +93,7 @@ def lams(method: Method, config: Config) -> jax.Array:
 def network(config: Config, seed: ArrayLike) -> nnx.Module:
   """Two dense layers, for the 64 pixels and 10 classes of DIGITS."""
   rngs = nnx.Rngs(params=jax.random.key(seed))
-  return nnx.Sequential(
-    nnx.Linear(64, config.hidden, rngs=rngs),
-    nnx.relu,
-    nnx.Linear(config.hidden, 10, rngs=rngs),
-  )
+  return perceptron([64, config.hidden, 10], rngs)
 
 
 def initial_params(config: Config, seeds: jax.Array) -> nnx.State:
@@ -110,7 +101,7 @@ def initial_params(config: Config, seeds: jax.Array) -> nnx.State:
   return jax.vmap(lambda seed: nnx.state(network(config, seed), nnx.Param))(seeds)
 
 
-def training(method: Method, config: Config, epochs: int) -> Run:
+def whole(method: Method, config: Config, epochs: int) -> Run:
   """A whole training with its test, as a function that can be traced.
 
   Args:
@@ -120,48 +111,37 @@ def training(method: Method, config: Config, epochs: int) -> Run:
 
   Returns:
     A pure function of lam, the first params and data to the "accuracy" on the test
-    examples and the "sparsity" of the kernels, both of the sparse network.
+    examples and the "zeros" of the kernels, both of the sparse network.
   """
   graph = nnx.graphdef(nnx.eval_shape(lambda: network(config, 0)))
+  forward = training.plain_forward(graph)
 
   def run(lam: ArrayLike, params: Any, data: Data) -> dict[str, jax.Array]:
-    size, batch_size = len(data.x), config.batch_size
     # The same for all points. A shuffle on the device would double the compilation.
-    order = np.concatenate(
-      [_run.epoch_order(0, epoch, size, batch_size) for epoch in range(epochs)]
+    order = np.stack(
+      [
+        training.epoch_order(0, epoch, len(data.train.y), config.batch_size)
+        for epoch in range(epochs)
+      ]
     )
-    steps = len(order)
+    steps = order.shape[0] * order.shape[1]
     rate = optax.cosine_decay_schedule(config.learning_rate, steps)
-    options: dict[str, Any] = {
-      "lam": optax.linear_schedule(0.0, lam, steps // 2),
-      "momentum": 0.9,
-      "mask": rvsm_jax.kernels,
-    }
-    if method.splits:
-      tx = rvsm_jax.rvsm_sgd(rate, method.penalty, beta=config.beta, **options)
-    else:
-      tx = rvsm_jax.proximal_sgd(rate, method.penalty, **options)
 
-    def loss(params: Any, batch: jax.Array) -> jax.Array:
-      logits = nnx.merge(graph, params)(data.x[batch])
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y[batch])
-      return jnp.mean(losses)
+    def optimizer(lam: Any) -> optax.GradientTransformation:
+      options: dict[str, Any] = {
+        "lam": optax.linear_schedule(0.0, lam, steps // 2),
+        "momentum": 0.9,
+        "mask": rvsm_jax.kernels,
+      }
+      if method.splits:
+        return rvsm_jax.rvsm_sgd(rate, method.penalty, beta=config.beta, **options)
+      return rvsm_jax.proximal_sgd(rate, method.penalty, **options)
 
-    def step(carry: tuple[Any, Any], batch: jax.Array) -> tuple[tuple[Any, Any], None]:
-      params, state = carry
-      updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
-      return (optax.apply_updates(params, updates), state), None
-
-    (params, state), _ = jax.lax.scan(
-      step, (params, tx.init(params)), jnp.asarray(order)
-    )
-
-    sparse = rvsm_jax.sparse_params(state, params) if method.splits else params
-    found = jnp.argmax(nnx.merge(graph, sparse)(data.test_x), axis=-1)
-    kernels = [leaf for leaf in jax.tree.leaves(sparse) if leaf.ndim > 1]
+    one = training.Trainer(forward, optimizer)
+    state, _ = one.whole(params, jnp.asarray(order), lam, data.train)
     return {
-      "accuracy": jnp.mean(found == data.test_y),
-      "sparsity": rvsm_jax.sparsity(kernels),
+      "accuracy": training.accuracy(forward, state.sparse, data.test),
+      "zeros": measure.zeros(state.sparse),
     }
 
   return run
@@ -231,7 +211,7 @@ def timed(config: Config, epochs: int, data: Data) -> list[dict[str, float]]:
     "loop" and "vmap" compile and run the path, "loop again" and "vmap again" run it
     a second time.
   """
-  run = training(METHODS[0], config, epochs)
+  run = whole(METHODS[0], config, epochs)
   path = lams(METHODS[0], config)
   params = initial_params(config, jnp.zeros(config.points, jnp.int32))
 
@@ -270,13 +250,13 @@ def accuracies(
     vmap: see `uses_vmap`.
 
   Returns:
-    For each method by title "lam", (points,), and "accuracy" and "sparsity", (points,
+    For each method by title "lam", (points,), and "accuracy" and "zeros", (points,
     seeds).
   """
   out = {}
   for method in METHODS:
     path = lams(method, config)
-    run = training(method, config, config.long_epochs)
+    run = whole(method, config, config.long_epochs)
     way = at_once(run) if uses_vmap(vmap) else in_a_loop(run)
     seeds = jnp.tile(jnp.arange(config.seeds), config.points)
     params = initial_params(config, seeds)

@@ -1,11 +1,15 @@
-"""The networks of the experiments, in Flax NNX."""
+"""Convolutions and pooling; on CPU, such that they stay in its caches."""
 
-from collections.abc import Callable
 import functools
+from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+
+from experiments.core import backend
+
+# Up to this many pixels, a convolution on CPU is one matrix product.
+_SMALL = 64
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -22,22 +26,48 @@ def max_pool(x: jax.Array) -> jax.Array:
   return jnp.maximum(upper, lower)
 
 
-@jax.custom_vjp
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
   """3x3 convolution with zero padding of (n, h, w, c) by a (3, 3, c, d) kernel.
 
-  The gradient for the kernel is computed as one matrix product per image, which stays
-  in the cache: XLA's own convolution for it takes three times as long on CPU.
+  On CPU that of small images is a product of the 3x3 patches with the kernel. Of
+  others, the gradient for the kernel is one matrix product per image, which stays in
+  the cache: XLA's own convolution for it takes three times as long there.
+
+  `nnx.Conv` can call it, whose other arguments it leaves out.
   """
+  if not backend.on_cpu():
+    return _convolution(x, kernel)
+  if is_small(x):
+    return _conv3x3_of_patches(x, kernel)
+  return _conv3x3(x, kernel)
+
+
+def is_small(x: jax.Array) -> bool:
+  """Whether convolutions of these images are matrix products, fast also in a scan."""
+  return x.shape[1] * x.shape[2] <= _SMALL
+
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jax.lax.conv_general_dilated(
     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
 
 
+def _conv3x3_of_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  height, width, inputs = x.shape[1:]
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+  patches = jnp.concatenate(shifted, axis=-1)
+  return patches @ kernel.reshape(9 * inputs, -1)
+
+
+_conv3x3 = jax.custom_vjp(_convolution)
+
+
 def _conv3x3_fwd(
   x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return conv3x3(x, kernel), (x, kernel)
+  return _convolution(x, kernel), (x, kernel)
 
 
 def _conv3x3_bwd(
@@ -62,10 +92,10 @@ def _conv3x3_bwd(
 
   total, _ = jax.lax.scan(add, jnp.zeros((3 * inputs, 3 * outputs), x.dtype), (x, g))
   d_kernel = total.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)
-  return conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3)), d_kernel
+  return _conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3)), d_kernel
 
 
-conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
+_conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
 
 
 def _products(x: jax.Array, kernels: jax.Array) -> list[jax.Array]:
@@ -116,15 +146,16 @@ def _largest_product_bwd(
 _largest_product.defvjp(_largest_product_fwd, _largest_product_bwd)
 
 
-def pooled_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`max_pool(conv3x3(x, kernel))`, faster where x has one channel and even sides.
+def pooled_conv3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+  """`max_pool(conv3x3(x, kernel))`, on CPU faster if x has one channel, even sides.
 
   Then the four convolution outputs of a pool are four products of one 4x4 patch,
   and neither the image at full resolution with its many channels, nor its gradient,
   is ever in memory.
   """
   n, height, width, channels = x.shape
-  if channels != 1 or height % 2 or width % 2:
+  fused = backend.on_cpu() and not is_small(x) and channels == 1
+  if not fused or height % 2 or width % 2:
     return max_pool(conv3x3(x, kernel))
   x = jnp.pad(x[..., 0], ((0, 0), (1, 1), (1, 1)))
   patches = [
@@ -139,57 +170,3 @@ def pooled_conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     jnp.stack(patches, axis=-1).reshape(n, -1, 16), jnp.stack(kernels)
   )
   return largest.reshape(n, height // 2, width // 2, -1)
-
-
-class PooledConv(nnx.Module):
-  """3x3 convolution, bias, ReLU and 2x2 max pooling; He initialisation.
-
-  Pooling comes first, which gives the same and leaves a quarter of the work.
-  """
-
-  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-    init = nnx.initializers.he_normal()
-    self.kernel = nnx.Param(init(rngs.params(), (3, 3, inputs, outputs)))
-    self.bias = nnx.Param(jnp.zeros(outputs))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return nnx.relu(pooled_conv3x3(x, self.kernel[...]) + self.bias[...])
-
-
-class CurvesCNN(nnx.Module):
-  """The network of Xue & Xin (2019), Fig. 1: 100 -> 50 -> 25 -> 13, dense, dense.
-
-  Attributes:
-    conv1: 288 weights.
-    conv2: 9,216 weights.
-    conv3: 9,216 weights.
-    dense: 13 * 13 * 32 * 128 = 692,224 weights, those that are made sparse.
-    out: 256 weights.
-  """
-
-  def __init__(
-    self, *, ink: float = 5.0, dense_std: float | None = None, rngs: nnx.Rngs
-  ):
-    """Draws the weights: He initialisation.
-
-    Args:
-      ink: value of a pixel with ink. Thin lines ink 4% of an image: with 5 its mean
-        square is one, which He initialisation counts on.
-      dense_std: standard deviation of the initial weights of `dense`, if not He's,
-        0.019.
-      rngs: for the weights.
-    """
-    he: Callable = nnx.initializers.he_normal()
-    normal: Callable = nnx.initializers.normal(dense_std) if dense_std else he
-    self.ink = ink
-    self.conv1 = PooledConv(1, 32, rngs=rngs)
-    self.conv2 = PooledConv(32, 32, rngs=rngs)
-    self.conv3 = PooledConv(32, 32, rngs=rngs)
-    self.dense = nnx.Linear(13 * 13 * 32, 128, kernel_init=normal, rngs=rngs)
-    self.out = nnx.Linear(128, 2, kernel_init=he, rngs=rngs)
-
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """Logits (n, 2) of images (n, 100, 100, 1) of zeros and ones, of any dtype."""
-    x = self.ink * images.astype(jnp.float32)
-    x = self.conv3(self.conv2(self.conv1(x)))
-    return self.out(nnx.relu(self.dense(x.reshape(len(x), -1))))

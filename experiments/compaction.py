@@ -1,12 +1,12 @@
 """Removes dead neurons and filters for real: the same network, smaller and dense.
 
-`python -m experiments._compaction` measures what that is worth.
+`python -m experiments compaction` measures what that is worth.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 import itertools
-import json
 import pathlib
+import sys
 from typing import Any, TypeVar
 
 from flax import nnx
@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _models, _run, _tables
-from experiments.benchmark import timing
-from experiments.cifar import models as cifar
-from experiments.datasets import tabular
+from experiments import datasets
+from experiments.core import cli, results, tables, timing
+from experiments.networks import cifar
+from experiments.networks.layers import max_pool
+from experiments.networks.perceptron import perceptron
 import rvsm_jax
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -220,7 +221,7 @@ def vgg16(model: cifar.VGG16) -> list[Sequence[Callable]]:
   for stage in model.features:
     for layer in stage:
       layers += [layer.conv, layer.norm, nnx.relu]
-    layers.append(_models.max_pool)
+    layers.append(max_pool)
   return [[*layers, flatten, model.out]]
 
 
@@ -238,7 +239,7 @@ def cnn(model: Any) -> list[Sequence[Callable]]:
   for number, conv in enumerate(model.conv):
     layers += [conv, nnx.relu]
     if number in model.pooled:
-      layers.append(_models.max_pool)
+      layers.append(max_pool)
   layers.append(flatten)
   for dense in model.dense:
     layers += [dense, nnx.relu]
@@ -328,21 +329,9 @@ def kill(chain: Sequence[Callable], share: float, seed: int) -> None:
     fill(following.kernel, kernel)
 
 
-def perceptron(inputs: int, hidden: int) -> nnx.Sequential:
-  """Two hidden layers of ReLU units, and 10 outputs."""
-  rngs = nnx.Rngs(0)
-  return nnx.Sequential(
-    nnx.Linear(inputs, hidden, rngs=rngs),
-    nnx.relu,
-    nnx.Linear(hidden, hidden, rngs=rngs),
-    nnx.relu,
-    nnx.Linear(hidden, 10, rngs=rngs),
-  )
-
-
 def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
   """Trains a perceptron on DIGITS with group lasso, which rids it of units."""
-  x, y = (jnp.asarray(array) for array in tabular.load("digits", "train"))
+  x, y = (jnp.asarray(array) for array in datasets.load("digits", "train"))
   tx = rvsm_jax.proximal_sgd(
     0.1, rvsm_jax.group_lasso(), lam=lam, mask=rvsm_jax.kernels
   )
@@ -361,22 +350,27 @@ def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
     step(model, optimizer, jnp.asarray(rng.integers(0, len(x), 64)))
 
 
-def main() -> None:
-  """Measures networks with dead units."""
+def main(places: cli.Common) -> None:
+  """Measures networks with dead units.
+
+  Args:
+    places: where it writes.
+  """
   images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
   vectors = jax.random.normal(jax.random.key(1), (512, 784))
+  wide = perceptron([784, 2048, 2048, 10], nnx.Rngs(0))
   vgg, resnet = (cifar.create(n, width=0.5, seed=0) for n in ("vgg16", "resnet18"))
   cases: dict[str, tuple[Any, Callable, jax.Array, float]] = {
-    "perceptron 784-2048-2048-10": (perceptron(784, 2048), sequential, vectors, 0.5),
+    "perceptron 784-2048-2048-10": (wide, sequential, vectors, 0.5),
     "VGG-16": (vgg, vgg16, images, 0.5),
     "ResNet-18": (resnet, resnet18, images, 0.9),
   }
-  trained = perceptron(64, 1024)
+  trained = perceptron([64, 1024, 1024, 10], nnx.Rngs(0))
   train(trained)
   smaller = compact(trained, sequential)
-  digits, labels = (jnp.asarray(array) for array in tabular.load("digits", "test"))
+  digits, labels = (jnp.asarray(array) for array in datasets.load("digits", "test"))
   digits = digits / 16
-  results = {
+  found = {
     "perceptron 64-1024-1024-10, trained": measure(trained, smaller, digits)
     | {
       f"accuracy_{when}": float(jnp.mean(jnp.argmax(model(digits), -1) == labels))
@@ -386,20 +380,18 @@ def main() -> None:
   for seed, (name, (model, chains, inputs, share)) in enumerate(cases.items()):
     for chain in chains(model):
       kill(chain, share, seed)
-    results[name] = measure(model, compact(model, chains), inputs)
-    _run.console.print(f"{name}: {results[name]}")
-  folder = pathlib.Path(__file__).parent / "results" / "compaction"
-  file = folder / "compaction.json"
-  _run.write_json(file, {"networks": results, **_run.environment()})
-  _run.announce([file, *write(folder)])
+    found[name] = measure(model, compact(model, chains), inputs)
+    results.console.print(f"{name}: {found[name]}")
+  folder = places.report("compaction", places.run("compaction"))
+  result = results.result("compaction", {}, None, networks=found)
+  results.write_json(folder / "compaction.json", result)
+  results.show(write(folder))
 
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the result in a folder, and returns its path."""
-  report = json.loads((folder / "compaction.json").read_text(encoding="utf-8"))
-  file = folder / "compaction.md"
-  _run.write_atomically(file, _page(report))
-  return [file]
+  text = _page(results.read(folder / "compaction.json"))
+  return [results.write_atomically(folder / "compaction.md", text)]
 
 
 def _page(report: dict[str, Any]) -> str:
@@ -419,12 +411,11 @@ def _page(report: dict[str, Any]) -> str:
   columns = ("units", "parameters", "ms")
   header = ["network", *(name for what in columns for name in (what, "after"))]
   header += ["speedup", "difference"]
-  hardware = report["hardware"]
   trained = next(iter(report["networks"].values()))
   before, after = (f"{trained[f'accuracy_{when}']:.1%}" for when in ("before", "after"))
   return f"""# Networks without their dead units
 
-Networks before and after `experiments._compaction.compact`. The first was trained on
+Networks before and after `experiments.compaction.compact`. The first was trained on
 DIGITS with group lasso (`proximal_sgd`), which took units away; its test accuracy is
 {before} before and {after} after. The others have random weights: half of the hidden
 units were made dead, of the ResNet 90% of the filters inside its blocks. Milliseconds
@@ -432,12 +423,16 @@ are those of one batch (359 test examples; 512 vectors; 32 images of 32x32, netw
 half width), medians of 15 runs in turns; the difference is the largest of an output
 over the largest output.
 
-{_tables.table(header, rows)}
+{tables.table(header, rows)}
 
-{hardware["processor"]}, {hardware["cores"]} cores, {hardware["backend"]}.
-Written by `python -m experiments._compaction`.
+{results.footer([report])}
+Written by `python -m experiments compaction`.
 """
 
 
+rebuild = write
+
+COMMANDS = main
+
 if __name__ == "__main__":
-  main()
+  cli.run("compaction", COMMANDS, sys.argv[1:])

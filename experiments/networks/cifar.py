@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from experiments import _models
+from experiments.networks.layers import max_pool
 
 CLASSES = 10
 
@@ -85,7 +85,7 @@ class VGG16(nnx.Module):
     for stage in self.features:
       for layer in stage:
         x = nnx.relu(layer(x))
-      x = _models.max_pool(x)
+      x = max_pool(x)
     return self.out(x.reshape(len(x), -1)).astype(jnp.float32)
 
 

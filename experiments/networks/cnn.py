@@ -5,39 +5,11 @@ The alphabetical order of the attributes, which is that of pytrees, is the depth
 
 from collections.abc import Sequence
 import itertools
-from typing import Any
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
-from experiments import _models
-
-# Up to this many pixels, a convolution is one matrix product.
-SMALL = 64
-
-
-def conv3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-  """3x3 convolution with zero padding; what `nnx.Conv` calls.
-
-  Of small images as a product of the 3x3 patches with the kernel: XLA's CPU backend
-  runs convolutions slowly, and in a loop more slowly still.
-  """
-  height, width, inputs = x.shape[1:]
-  if height * width > SMALL:
-    return _models.conv3x3(x, kernel)
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-  patches = jnp.concatenate(shifted, axis=-1)
-  return patches @ kernel.reshape(9 * inputs, -1)
-
-
-def pooled_conv3x3(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-  """`conv3x3`, then 2x2 max pooling; what `nnx.Conv` calls, where this is faster."""
-  height, width = x.shape[1:3]
-  if height * width > SMALL:
-    return _models.pooled_conv3x3(x, kernel)
-  return _models.max_pool(conv3x3(x, kernel))
+from experiments.networks.layers import conv3x3, max_pool, pooled_conv3x3
 
 
 class CNN(nnx.Module):
@@ -96,7 +68,7 @@ class CNN(nnx.Module):
     for number, convolution in enumerate(self.conv):
       x = nnx.relu(convolution(x))
       if number in self.pooled:
-        x = _models.max_pool(x)
+        x = max_pool(x)
     x = x.reshape(len(x), -1)
     for layer in self.dense[:-1]:
       x = nnx.relu(layer(x))

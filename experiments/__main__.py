@@ -1,0 +1,39 @@
+"""`python -m experiments NAME ...` runs an experiment; `NAME --help` says how.
+
+Each is a module with `COMMANDS`: a function, or several by name.
+"""
+
+import importlib
+import sys
+
+from experiments.core import cli
+
+EXPERIMENTS = {
+  "curves": "Xue & Xin (2019): planar shapes and alphabets",
+  "convergence": "Dinh & Xin (2020), the theory",
+  "cifar": "Dinh & Xin (2020), section 6: VGG-16 and ResNet-18 on CIFAR-10",
+  "integrated": "Ma et al. (2019): integrated transformed l1",
+  "frontier": "accuracy against zeros, ours and pruning",
+  "paths": "whole regularisation paths by one compiled program",
+  "benchmark": "speed and memory of the transformations",
+  "compaction": "networks without their dead units",
+  "export": "sizes of sparse checkpoints, and when BCOO is faster",
+  "distributed": "weights spread over devices and hosts",
+  "survival": "kills experiments and compares what they end with",
+  "report": "rebuilds every table and figure from its JSON",
+}
+
+
+def main(arguments: list[str]) -> None:
+  """Runs the experiment that the first argument names."""
+  if not arguments or arguments[0] not in EXPERIMENTS:
+    lines = [f"  {name:12} {text}" for name, text in EXPERIMENTS.items()]
+    known = "\n".join(["python -m experiments NAME --help", "", *lines])
+    sys.exit(known if arguments[:1] not in ([], ["--help"], ["-h"]) else print(known))
+  name, *rest = arguments
+  module = importlib.import_module(f"experiments.{name}")
+  cli.run(name, module.COMMANDS, rest)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

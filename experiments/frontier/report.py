@@ -1,0 +1,160 @@
+"""A table and a picture for each task: accuracy against the share of zeros."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.core import plots, results
+from experiments.core.tables import table
+from experiments.frontier.config import METHODS, TASKS
+
+Found = Mapping[str, dict[str, Any]]
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes `tables.md` and a picture for each task whose results are in a folder."""
+  tasks: dict[str, dict[str, dict[str, Any]]] = {}
+  for task in TASKS:
+    for name in METHODS:
+      file = folder / task / f"{name}.json"
+      if file.exists():
+        tasks.setdefault(task, {})[name] = results.read(file)
+  files = [results.write_atomically(folder / "tables.md", markdown(tasks))]
+  for task, found in tasks.items():
+    files.append(folder / f"{task}.png")
+    draw(TASKS[task].title, found, files[-1])
+  return files
+
+
+def accuracies(result: Mapping[str, Any], share: float) -> np.ndarray:
+  """The test accuracies of all seeds at a share of zeros."""
+  return np.array([f["accuracy"] for f in result["finals"] if f["share"] == share])
+
+
+def error(values: Sequence[np.ndarray]) -> float:
+  """The standard error of the sum or the difference of independent means."""
+  return float(np.sqrt(sum(np.var(v, ddof=1) / len(v) for v in values)))
+
+
+def best(found: Found, group: str, share: float) -> str | None:
+  """The method of a group with the highest mean; None if there is none."""
+  names = [name for name in found if METHODS[name].group == group]
+  return max(names, key=lambda n: accuracies(found[n], share).mean(), default=None)
+
+
+def markdown(tasks: Mapping[str, Found]) -> str:
+  """All tables."""
+  parts = [
+    "# Accuracy against zeros: ours and pruning",
+    "Test accuracy in per cent of the sparse network, mean ± standard error over the"
+    " seeds, by the share of exact zeros in all kernels; bold: the best of a column."
+    " All methods have the same network, epochs, optimizer and schedule. Of each, one"
+    " hyperparameter was chosen at each share from as many values, on validation"
+    " examples, with one seed; *dense, cut once* has none. A network that came out with"
+    " fewer zeros than the share was cut to it before it was tested.",
+  ]
+  for task, found in tasks.items():
+    shares = next(iter(found.values()))["config"]["shares"]
+    parts += [
+      f"## {TASKS[task].title}",
+      _table(found, shares),
+      _comparison(found, shares),
+      f"![Accuracy against zeros]({task}.png)",
+      _protocol(found),
+    ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _table(found: Found, shares: Sequence[float]) -> str:
+  top = {s: max(accuracies(r, s).mean() for r in found.values()) for s in shares}
+  rows = []
+  for name, result in found.items():
+    cells = []
+    for share in shares:
+      values = accuracies(result, share)
+      text = f"{100 * values.mean():.2f} ± {100 * error([values]):.2f}"
+      cells.append(f"**{text}**" if values.mean() == top[share] else text)
+    rows.append([METHODS[name].title, *cells])
+  return table(["method", *(f"{share:.0%}" for share in shares)], rows)
+
+
+def _comparison(found: Found, shares: Sequence[float]) -> str:
+  rows = []
+  for share in shares:
+    ours, pruning = (best(found, group, share) for group in ("ours", "pruning"))
+    if ours is None or pruning is None:
+      return ""
+    pair = [accuracies(found[name], share) for name in (ours, pruning)]
+    difference, spread = pair[0].mean() - pair[1].mean(), error(pair)
+    verdict = "equal within one standard error"
+    if abs(difference) > spread:
+      verdict = "ours" if difference > 0 else "pruning"
+    rows.append(
+      [
+        f"{share:.0%}",
+        METHODS[ours].title,
+        METHODS[pruning].title,
+        f"{100 * difference:+.2f} ± {100 * spread:.2f}",
+        verdict,
+      ]
+    )
+  header = ["zeros", "best of ours", "best of pruning", "difference", "better"]
+  return (
+    f"{table(header, rows)}\n\nThe best of each are chosen by the test accuracies that"
+    " stand here, among more of ours than of pruning."
+  )
+
+
+def _protocol(found: Found) -> str:
+  first = next(iter(found.values()))
+  task = first["config"]["task"]
+  values = "; ".join(
+    f"{METHODS[name].title}: {METHODS[name].hyper}"
+    f" {', '.join(f'{v:g}' for v in result['config']['values'])}"
+    for name, result in found.items()
+    if len(result["config"]["values"]) > 1
+  )
+  return (
+    f"Perceptron {'-'.join(map(str, task['sizes']))}, {task['epochs']} epochs in"
+    f" batches of {task['batch_size']}, SGD with Nesterov momentum"
+    f" {task['momentum']:g}, one cycle with peak {task['learning_rate']:g};"
+    f" {first['config']['seeds']} seeds. Pull: beta (of ADMM, rho) times the learning"
+    f" rate. Values: {values}. {results.footer(list(found.values()))}"
+  )
+
+
+def draw(title: str, found: Found, path: pathlib.Path) -> None:
+  """Accuracy against the weights that are left, with bars of a standard error."""
+  styles = {"dense": ":", "pruning": "--", "ours": "-"}
+  with plots.figure(path, width=8.6, height=4.8) as axes:
+    panel = axes[0, 0]
+    for number, (name, result) in enumerate(found.items()):
+      shares = result["config"]["shares"]
+      values = [accuracies(result, share) for share in shares]
+      panel.errorbar(
+        [1 - share for share in shares],
+        [v.mean() for v in values],
+        yerr=[error([v]) for v in values],
+        linestyle=styles[METHODS[name].group],
+        color=plots.COLORS[number % len(plots.COLORS)],
+        marker="osD"[number // len(plots.COLORS)],
+        markersize=4,
+        elinewidth=0.8,
+        linewidth=1.3,
+        label=METHODS[name].title,
+      )
+    best_mean = max(accuracies(r, s).mean() for r in found.values() for s in shares)
+    panel.set(
+      title=f"{title}: test accuracy of the sparse network",
+      xlabel="weights that are not zero (logarithmic)",
+      ylabel="accuracy",
+      xscale="log",
+      ylim=(best_mean - 0.12, best_mean + 0.01),
+    )
+    panel.set_xticks([1 - share for share in shares], [f"{1 - s:.0%}" for s in shares])
+    panel.minorticks_off()
+    panel.invert_xaxis()
+    plots.percent_axis(panel, 0)
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

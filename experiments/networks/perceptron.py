@@ -1,0 +1,19 @@
+"""Dense layers with ReLU between them, in Flax NNX."""
+
+from collections.abc import Sequence
+import itertools
+
+from flax import nnx
+
+
+def perceptron(sizes: Sequence[int], rngs: nnx.Rngs) -> nnx.Sequential:
+  """A perceptron.
+
+  Args:
+    sizes: of the inputs, of each hidden layer, and of the outputs.
+    rngs: of the weights.
+  """
+  layers: list = []
+  for inputs, outputs in itertools.pairwise(sizes):
+    layers += [nnx.Linear(inputs, outputs, rngs=rngs), nnx.relu]
+  return nnx.Sequential(*layers[:-1])

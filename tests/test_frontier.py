@@ -1,0 +1,111 @@
+"""The frontier: every method is made, searched alike, and never given fewer zeros."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.core import measure, results
+from experiments.core.run import Run
+from experiments.core.training import Data, Examples
+from experiments.frontier import config as configs
+from experiments.frontier import report, train
+import rvsm_jax
+
+TASK = configs.Task("digits", "DIGITS", (6, 16, 3), 1.0, 20, 20, 0.2)
+
+
+@pytest.fixture(scope="module")
+def data():
+  rng = np.random.default_rng(0)
+  y = rng.integers(0, 3, 180).astype(np.int32)
+  x = rng.normal(size=(180, 6)).astype(np.float32)
+  x[:, :3] += 3 * np.eye(3, dtype=np.float32)[y]
+  return Data(Examples(x[:120], y[:120]), Examples(x[120:], y[120:]))
+
+
+def config(name, **changes):
+  values = configs.METHODS[name].values[:2]
+  return configs.Config(TASK, name, values, shares=(0.5, 0.8), seeds=2, **changes)
+
+
+def test_every_method_has_as_many_values():
+  counts = {len(m.values) for m in configs.METHODS.values() if m.group != "dense"}
+  assert counts == {4}
+
+
+@pytest.mark.parametrize("name", configs.METHODS)
+def test_every_method_is_an_optimizer_of_traced_numbers(name):
+  method = configs.METHODS[name]
+  params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+  rate = optax.cosine_onecycle_schedule(100, 0.1)
+
+  def updated(share, value):
+    tx = method.make(configs.Setting(rate, 0.9, 100, share, value))
+    return tx.update(params, tx.init(params), params)[0]
+
+  shapes = jax.eval_shape(updated, jnp.float32(0.5), jnp.float32(0.5))
+  assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.parametrize("name", ["tuned", "through-all", "rvsm-all"])
+def test_a_method_is_searched_on_validation_examples_and_reaches_the_share(
+  name, data, tmp_path
+):
+  with Run(tmp_path, config(name)) as run:
+    result = train.train(config(name), data, run)
+    assert train.train(config(name), data, run) == result
+  for point in result["finals"]:
+    assert point["finite"]
+    assert point["zeros"] >= point["share"] - 1e-6
+    assert point["zeros_found"] == pytest.approx(point["share"], abs=0.02)
+    assert point["accuracy"] > 0.6
+  assert [(p["share"], p["value"]) for p in result["search"]] == [
+    (share, value) for share in (0.5, 0.8) for value in config(name).values
+  ]
+  for share in (0.5, 0.8):
+    search = [p for p in result["search"] if p["share"] == share]
+    best = max(search, key=lambda point: point["accuracy"])["value"]
+    finals = [p for p in result["finals"] if p["share"] == share]
+    assert [(p["value"], p["seed"]) for p in finals] == [(best, 0), (best, 1)]
+
+
+def test_the_search_sees_no_test_example(data):
+  chosen, held = train.split(config("cut"), data)
+  searched = {row.tobytes() for row in data.train.x[chosen]}
+  assert searched.isdisjoint({row.tobytes() for row in held.x})
+  assert len(searched) + len(held.y) == len(data.train.y)
+
+
+def test_what_has_too_few_zeros_is_cut():
+  params = {"kernel": jnp.arange(1.0, 11.0).reshape(5, 2), "bias": jnp.ones(2)}
+  cut = train.exactly(params, jnp.float32(0.7))
+  assert float(measure.zeros(cut)) == pytest.approx(0.7)
+  np.testing.assert_array_equal(cut["kernel"].ravel()[-3:], [8, 9, 10])
+  np.testing.assert_array_equal(cut["bias"], params["bias"])
+  assert rvsm_jax.sparsity(train.exactly(cut, jnp.float32(0.2))["kernel"]) == 0.7
+
+
+def result(name, accuracies):
+  finals = [
+    {"share": share, "value": 0.5, "seed": seed, "accuracy": accuracy}
+    for share, of_seeds in zip((0.5, 0.8), accuracies, strict=True)
+    for seed, accuracy in enumerate(of_seeds)
+  ]
+  return results.result("frontier", config(name), None, method=name, finals=finals)
+
+
+def test_the_report_calls_equal_what_is_within_a_standard_error(tmp_path):
+  found = {
+    "pruning-all": result("pruning-all", [(0.9, 0.94), (0.7, 0.72)]),
+    "rvsm-all": result("rvsm-all", [(0.89, 0.96), (0.8, 0.82)]),
+  }
+  text = report.markdown({"digits": found})
+  rows = [line for line in text.splitlines() if line.startswith("|")]
+  equal, better = (row for row in rows if "RVSM" in row and "pruning" in row)
+  assert "equal within one standard error" in equal
+  assert "+10.00 ± 1.41" in better
+  assert better.rstrip(" |").endswith("ours")
+  report.draw("DIGITS", found, tmp_path / "digits.png")
+  assert (tmp_path / "digits.png").stat().st_size > 1000
