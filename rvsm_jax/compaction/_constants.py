@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvsm_jax import _compaction_trace as tracing
-from rvsm_jax import _compaction_units
+from rvsm_jax.compaction import _trace as tracing
+from rvsm_jax.compaction import _units
 
 # Entries beyond which nothing is computed: no copies of weights.
 _LIMIT = 1 << 20
@@ -55,7 +55,7 @@ def constants(
       if node not in known:
         known[node] = _exactly(node, node.value)
     rule = _RULES.get(equation.name)
-    if equation.name in _compaction_units.ELEMENTWISE:
+    if equation.name in _units.ELEMENTWISE:
       rule = _elementwise
     inputs = [known[node] for node in equation.inputs]
     found = rule(equation, *inputs) if rule else [None] * len(equation.outputs)
@@ -65,7 +65,7 @@ def constants(
 
 
 def _exactly(node: tracing.Node, x: Any) -> Known | None:
-  if x is None or not jnp.issubdtype(node.dtype, np.number) and node.dtype != bool:
+  if x is None or (not jnp.issubdtype(node.dtype, np.number) and node.dtype != bool):
     return None
   if not hasattr(x, "shape"):
     x = np.asarray(x, node.dtype)

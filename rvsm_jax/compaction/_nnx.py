@@ -7,7 +7,9 @@ from flax import nnx
 import jax
 import numpy as np
 
-from rvsm_jax import _compaction_plan, _compaction_trace as tracing, compaction
+from rvsm_jax import compaction
+from rvsm_jax.compaction import _plan
+from rvsm_jax.compaction import _trace as tracing
 
 
 def compact(model: Any, inputs: Sequence[Any], verify: bool) -> Any:
@@ -26,9 +28,7 @@ def compact(model: Any, inputs: Sequence[Any], verify: bool) -> Any:
     graph_after, state_after = nnx.split(smaller)
     return tracing.trace(_function(graph_after), state_after, inputs)
 
-  plan = _compaction_plan.make(
-    _function(graph), state, inputs, retrace, may_be_rebuilt=False
-  )
+  plan = _plan.make(_function(graph), state, inputs, retrace, may_be_rebuilt=False)
   graph, state = nnx.split(model)
   smaller = _resized(graph, compaction.apply(plan, state))
   if verify:

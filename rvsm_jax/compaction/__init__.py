@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvsm_jax import _compaction_plan, _compaction_trace as tracing, _masks
-from rvsm_jax._compaction_plan import Group, Place, Plan
+from rvsm_jax import _masks
+from rvsm_jax.compaction import _plan
+from rvsm_jax.compaction import _trace as tracing
+from rvsm_jax.compaction._plan import Group, Place, Plan
 
 __all__ = ("Group", "Place", "Plan", "apply", "compact", "plan")
 
@@ -75,13 +77,10 @@ def plan(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> Plan:
            [3.]], dtype=float32), 'out': Array([[1.]], dtype=float32)}
   """
 
-
   def retrace(shapes: Sequence[tuple[int, ...]]) -> tracing.Program:
     return tracing.trace(apply_fn, with_shapes(params, shapes), inputs)
 
-  return _compaction_plan.make(
-    apply_fn, params, inputs, retrace, may_be_rebuilt=True
-  )
+  return _plan.make(apply_fn, params, inputs, retrace, may_be_rebuilt=True)
 
 
 def with_shapes(params: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
@@ -132,10 +131,10 @@ def compact(model: Model, *inputs: Any, verify: bool = False) -> Model:
     (3, (3, 2))
   """
   try:
-    from rvsm_jax import _compaction_nnx
+    from rvsm_jax.compaction import _nnx
   except ImportError as error:
     raise ImportError("compact is for Flax NNX: pip install flax.") from error
-  return _compaction_nnx.compact(model, inputs, verify)
+  return _nnx.compact(model, inputs, verify)
 
 
 def apply(plan: Plan, tree: Any, *, values: bool | None = None) -> Any:

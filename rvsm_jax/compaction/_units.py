@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rvsm_jax import _compaction_trace as tracing
+from rvsm_jax.compaction import _trace as tracing
 
 _Axes = list[np.ndarray]
 
@@ -315,9 +315,7 @@ def _slice(labels: Labels, equation: tracing.Equation) -> list[_Axes]:
     slice, equation.params["start_indices"], equation.params["limit_indices"], strides
   )
   axes = labels.axes[equation.inputs[0]]
-  return [
-    [_taken(labels, axis, part) for axis, part in zip(axes, parts, strict=True)]
-  ]
+  return [[_taken(labels, axis, part) for axis, part in zip(axes, parts, strict=True)]]
 
 
 def _split(labels: Labels, equation: tracing.Equation) -> list[_Axes]:
@@ -511,19 +509,94 @@ def _scan_stack(labels: Labels, equation: tracing.Equation) -> list[_Axes]:
 
 
 ELEMENTWISE = frozenset(
-  "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp copy"
-  " copy_p convert_element_type cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2"
-  " expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul"
-  " name ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n"
-  " sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin"
-  " sinh sqrt square stop_gradient sub tan tanh xor".split()
+  [
+    "abs",
+    "acos",
+    "acosh",
+    "add",
+    "add_any",
+    "and",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "cbrt",
+    "ceil",
+    "clamp",
+    "copy",
+    "copy_p",
+    "convert_element_type",
+    "cos",
+    "cosh",
+    "digamma",
+    "div",
+    "eq",
+    "eq_to",
+    "erf",
+    "erf_inv",
+    "erfc",
+    "exp",
+    "exp2",
+    "expm1",
+    "floor",
+    "ge",
+    "gt",
+    "integer_pow",
+    "is_finite",
+    "le",
+    "lgamma",
+    "log",
+    "log1p",
+    "logistic",
+    "lt",
+    "max",
+    "min",
+    "mul",
+    "name",
+    "ne",
+    "neg",
+    "nextafter",
+    "not",
+    "or",
+    "pow",
+    "real",
+    "reduce_precision",
+    "rem",
+    "round",
+    "rsqrt",
+    "select_n",
+    "sharding_constraint",
+    "shift_left",
+    "shift_right_arithmetic",
+    "shift_right_logical",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "sub",
+    "tan",
+    "tanh",
+    "xor",
+  ]
 )
 
 _RULES: dict[str, Callable[[Labels, tracing.Equation], list[_Axes]]] = {
   **dict.fromkeys(ELEMENTWISE, _elementwise),
   **dict.fromkeys(
-    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum"
-    " reduce_xor".split(),
+    [
+      "argmax",
+      "argmin",
+      "reduce_and",
+      "reduce_max",
+      "reduce_min",
+      "reduce_or",
+      "reduce_prod",
+      "reduce_sum",
+      "reduce_xor",
+    ],
     _reduce,
   ),
   **dict.fromkeys(

@@ -6,11 +6,10 @@ primitive, with their numbers and the shapes of what they compute.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from rvsm_jax import _compaction_trace as tracing
+from rvsm_jax.compaction import _trace as tracing
 
 # What follows from the shapes of the outputs, which are compared.
 _SIZES = frozenset(
@@ -132,7 +131,7 @@ def multiplications(
   """Of all matrix products and convolutions, for nodes of these sizes."""
   total = 0
   for equation in program.equations:
-    numbers = equation.params.get("dimension_numbers")
+    numbers: Any = equation.params.get("dimension_numbers")
     if equation.name == "dot_general":
       left = size(equation.inputs[0])
       inner = np.prod([left[d] for d in numbers[0][0]])
@@ -143,5 +142,3 @@ def multiplications(
       continue
     total += equation.times * int(np.prod(size(equation.outputs[0])) * inner)
   return total
-
-

@@ -1,7 +1,7 @@
 """A function's jaxpr as one flat list of equations between nodes.
 
 Calls (jit, custom derivatives, checkpoints) and the bodies of scans are inlined, so
-that what follows (:mod:`rvsm_jax._compaction_units` and others) needs one rule for each
+that what follows (:mod:`rvsm_jax.compaction._units` and others) needs one rule for each
 primitive and none for nesting. A scan becomes its body, once, between equations that
 tie the body to what is around it:
 
@@ -108,9 +108,7 @@ def _inline(
   """Appends the equations of a jaxpr, open or closed; returns its outputs."""
   jaxpr = getattr(closed, "jaxpr", closed)
   consts = [Node(jax.typeof(c), c) for c in getattr(closed, "consts", ())]
-  known = dict(
-    zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True)
-  )
+  known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
   def read(atom: Any) -> Node:
     return Node(atom.aval, atom.val) if isinstance(atom, core.Literal) else known[atom]

@@ -7,14 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rvsm_jax import (
-  _compaction_check as checking,
-  _compaction_constants,
-  _compaction_trace as tracing,
-  _compaction_units,
-  _masks,
-)
-from rvsm_jax._compaction_liveness import Fold, Liveness
+from rvsm_jax import _masks
+from rvsm_jax.compaction import _check as checking
+from rvsm_jax.compaction import _constants, _units
+from rvsm_jax.compaction import _trace as tracing
+from rvsm_jax.compaction._liveness import Fold, Liveness
 
 _RAISES = "the code does not run with less"
 
@@ -146,9 +143,9 @@ def make(
         " zeros decide what can be removed."
       )
   program = tracing.trace(apply_fn, params, inputs)
-  labels = _compaction_units.Labels(program)
+  labels = _units.Labels(program)
   leaves = [leaf for _, leaf in arrays]
-  constants = _compaction_constants.constants(program, leaves)
+  constants = _constants.constants(program, leaves)
   liveness = Liveness(program, labels, constants)
   families = _families(program, labels)
 
@@ -184,7 +181,9 @@ def make(
   )
   paths = ["/".join(path) for path, _ in arrays]
   order = _order(program)
-  groups = [_group(units, paths, order, program, labels, liveness) for units in families]
+  groups = [
+    _group(units, paths, order, program, labels, liveness) for units in families
+  ]
   stays = _stays(paths, order, program, labels)
   for k, reason in failed.items():
     axes = _group(candidates[k], paths, order, program, labels, liveness).places
@@ -225,7 +224,7 @@ def _shape(axes: Sequence[np.ndarray], liveness: Liveness) -> tuple[int, ...]:
 
 
 def _shapes(
-  program: tracing.Program, labels: _compaction_units.Labels, liveness: Liveness
+  program: tracing.Program, labels: _units.Labels, liveness: Liveness
 ) -> list[tuple[int, ...]]:
   return [_shape(labels.axes[node], liveness) for node in program.params]
 
@@ -247,7 +246,7 @@ def _order(program: tracing.Program) -> list[int]:
   )
 
 
-def _columns(axis: np.ndarray, labels: _compaction_units.Labels) -> list[np.ndarray]:
+def _columns(axis: np.ndarray, labels: _units.Labels) -> list[np.ndarray]:
   """The units along an axis that need not stay, -1 for others, part by part."""
   units = labels.units
   roots = units.find(axis)
@@ -262,9 +261,7 @@ def _columns(axis: np.ndarray, labels: _compaction_units.Labels) -> list[np.ndar
   return list(np.where(pinned, -1, table))
 
 
-def _families(
-  program: tracing.Program, labels: _compaction_units.Labels
-) -> list[np.ndarray]:
+def _families(program: tracing.Program, labels: _units.Labels) -> list[np.ndarray]:
   """Units that lie along the same axes, family by family, in the order of use."""
   family: dict[int, set[int]] = {}
   for k in _order(program):
@@ -283,7 +280,7 @@ def _group(
   paths: Sequence[str],
   order: Sequence[int],
   program: tracing.Program,
-  labels: _compaction_units.Labels,
+  labels: _units.Labels,
   liveness: Liveness,
 ) -> Group:
   places = []
@@ -301,7 +298,7 @@ def _stays(
   paths: Sequence[str],
   order: Sequence[int],
   program: tracing.Program,
-  labels: _compaction_units.Labels,
+  labels: _units.Labels,
 ) -> dict[str, tuple[str, ...]]:
   found: dict[str, tuple[str, ...]] = {}
   for k in order:

@@ -17,11 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvsm_jax import (
-  _compaction_constants as values,
-  _compaction_trace as tracing,
-  _compaction_units,
-)
+from rvsm_jax.compaction import _constants as values
+from rvsm_jax.compaction import _trace as tracing
+from rvsm_jax.compaction import _units
 
 # A constant that stays anyway carries others unless it is this much smaller, so that
 # rounding would show.
@@ -94,7 +92,7 @@ class Liveness:
   def __init__(
     self,
     program: tracing.Program,
-    labels: _compaction_units.Labels,
+    labels: _units.Labels,
     constants: dict[tracing.Node, values.Known | None],
   ):
     self._labels = labels
@@ -103,9 +101,7 @@ class Liveness:
     self._axes = list(
       {id(axis): axis for axes in labels.axes.values() for axis in axes}.values()
     )
-    self._parts = {
-      root: list(self._units.parts(root)) for root in labels.units.made()
-    }
+    self._parts = {root: list(self._units.parts(root)) for root in labels.units.made()}
     self._is_made = np.zeros(len(self._units), bool)
     self._is_made[list(self._parts)] = True
     finder = _Finder(program, labels, constants)
@@ -170,7 +166,9 @@ class Liveness:
     free = tuple(d for d in rest if d not in side.each)
     table = np.any(table, axis=free, keepdims=True)
     kept = (*side.each, *side.over)
-    table = np.squeeze(table.transpose((*kept, *free)), tuple(range(len(kept), table.ndim)))
+    table = np.squeeze(
+      table.transpose((*kept, *free)), tuple(range(len(kept), table.ndim))
+    )
     return np.broadcast_to(table, [side.node.shape[d] for d in kept])
 
   def _constant(self, folding: _Folding) -> np.ndarray:
@@ -246,7 +244,7 @@ class _Finder:
   def __init__(
     self,
     program: tracing.Program,
-    labels: _compaction_units.Labels,
+    labels: _units.Labels,
     constants: dict[tracing.Node, values.Known | None],
   ):
     self._params = program.params
