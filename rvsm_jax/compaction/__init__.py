@@ -247,7 +247,7 @@ def _folded(plan: Plan, arrays: dict[int, Any]) -> dict[int, Any]:
       # The others are of size 1.
       order += [k for k in range(len(rest)) if k not in order]
       added, at = added.transpose(order).reshape(target.shape), [...]
-    total = jnp.asarray(target)
+    total: Any = jnp.asarray(target)
     total = total.at[tuple(at)].add(added.astype(total.dtype))
     if isinstance(target, np.ndarray):
       total = np.asarray(total, target.dtype)

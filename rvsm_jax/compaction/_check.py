@@ -6,6 +6,7 @@ primitive, with their numbers and the shapes of what they compute.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 

@@ -65,7 +65,9 @@ def constants(
 
 
 def _exactly(node: tracing.Node, x: Any) -> Known | None:
-  if x is None or (not jnp.issubdtype(node.dtype, np.number) and node.dtype != bool):
+  if x is None or node.dtype is None:
+    return None
+  if not jnp.issubdtype(node.dtype, np.number) and node.dtype != bool:
     return None
   if not hasattr(x, "shape"):
     x = np.asarray(x, node.dtype)
@@ -180,7 +182,7 @@ def _concatenate(equation: tracing.Equation, *inputs: Known | None) -> list:
 
   def joined(arrays: list[np.ndarray]) -> np.ndarray:
     around = np.broadcast_shapes(
-      *(x.shape[:along] + (1,) + x.shape[along + 1 :] for x in arrays)
+      *((*x.shape[:along], 1, *x.shape[along + 1 :]) for x in arrays)
     )
     spread = [
       np.broadcast_to(x, (*around[:along], node.shape[along], *around[along + 1 :]))
@@ -263,9 +265,7 @@ def _windows(equation: tracing.Equation, entry: Known | None) -> list:
 def _dot_general(
   equation: tracing.Equation, left: Known | None, right: Known | None
 ) -> list:
-  (over_left, over_right), (each_left, each_right) = equation.params[
-    "dimension_numbers"
-  ]
+  (over_left, over_right), (each_left, _) = equation.params["dimension_numbers"]
   a, b = equation.inputs
   if not each_left:
     for node, entry, over, other, weights, across, first in (

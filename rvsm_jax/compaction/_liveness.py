@@ -13,7 +13,7 @@ into the weights of one constant unit, which stays and stands for all: a *fold*.
 
 import collections
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,7 +212,7 @@ class Liveness:
     if end.folding is None or not np.any(coefficients):
       return None
     _, weights, view, taps, bias = end.folding
-    axes = [view.places[d] for d in weights.over]
+    axes: list[Any] = [view.places[d] for d in weights.over]
     if bias is None:
       assert carrier is not None
       value = self._constant(end.folding).reshape(-1)[carrier]
@@ -264,10 +264,14 @@ class _Finder:
 
   def end(self, equation: tracing.Equation) -> _End | None:
     """The end that an equation is, if any."""
-    numbers = equation.params.get("dimension_numbers")
-    left, right = equation.inputs if len(equation.inputs) == 2 else (None, None)
-    if equation.name == "dot_general" and numbers[0][0]:
+    if equation.name not in ("dot_general", "conv_general_dilated"):
+      return None
+    numbers = equation.params["dimension_numbers"]
+    left, right = equation.inputs
+    if equation.name == "dot_general":
       (over_left, over_right), (each_left, each_right) = numbers
+      if not over_left:
+        return None
       sides = (
         _Side(left, tuple(over_left), tuple(each_left)),
         _Side(right, tuple(over_right), tuple(each_right)),
@@ -277,8 +281,7 @@ class _Finder:
         folding = self._folding(equation, *sides, ())
         folding = folding or self._folding(equation, *sides[::-1], ())
     elif (
-      equation.name == "conv_general_dilated"
-      and equation.params["feature_group_count"] == 1
+      equation.params["feature_group_count"] == 1
       and equation.params["batch_group_count"] == 1
     ):
       sides = (
@@ -292,10 +295,10 @@ class _Finder:
     return _End(sides, folding, np.stack(np.meshgrid(*axes, indexing="ij")))
 
   def _look_through(self, equation: tracing.Equation) -> None:
-    node = equation.inputs[0] if equation.inputs else None
-    view, out = self._views.get(node), equation.outputs[0]
-    if view is None:
+    if not equation.inputs or equation.inputs[0] not in self._views:
       return
+    node, out = equation.inputs[0], equation.outputs[0]
+    view = self._views[node]
     if equation.name in ("convert_element_type", "copy", "copy_p", "stop_gradient"):
       order: Sequence[int | None] = range(len(out.shape))
     elif equation.name == "transpose":
@@ -353,7 +356,7 @@ class _Finder:
       return None
     # From axes of the output to those of the leaf of weights.
     ways = self._ways(equation, weights, view)
-    places: dict[int, int] = {}
+    places: dict[int, int | None] = {}
     for d, place in enumerate(bias.places):
       if d in ways and out.shape[d] > 1 and (place is None or ways[d] is None):
         return None

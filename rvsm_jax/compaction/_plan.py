@@ -167,7 +167,7 @@ def make(
   why = outcome(everything) if everything else None
   notes = []
   if may_be_rebuilt and why is not None and _is_fixed(everything, outcome):
-    kept, failed = everything, {}
+    kept, failed = everything, dict[int, str]()
     notes.append(
       "The code does not run with smaller params, whose sizes it fixes: make the model"
       f" anew with those of this report, and compare outputs. {why}"

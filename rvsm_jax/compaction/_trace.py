@@ -115,8 +115,8 @@ def _inline(
 
   for eqn in jaxpr.eqns:
     name, arguments = eqn.primitive.name, [read(atom) for atom in eqn.invars]
-    if name in _CALLS:
-      inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if name in _CALLS and inner is not None:
       outputs = _inline(inner, arguments, equations, times)
     elif name == "scan":
       outputs = _inline_scan(eqn, arguments, equations, times)

@@ -353,7 +353,8 @@ def _pad(labels: Labels, equation: tracing.Equation) -> list[_Axes]:
 
 def _windows(labels: Labels, equation: tracing.Equation) -> list[_Axes]:
   sizes, padding = equation.params["window_dimensions"], equation.params["padding"]
-  whole = [size == 1 and tuple(pad) == (0, 0) for size, pad in zip(sizes, padding)]
+  pairs = zip(sizes, padding, strict=True)
+  whole = [size == 1 and tuple(pad) == (0, 0) for size, pad in pairs]
   return _where(labels, equation, whole)
 
 
