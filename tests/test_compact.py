@@ -530,6 +530,7 @@ def test_training_goes_on_with_the_optimizer_of_before():
   )
   state = tx.init(params)
 
+  @jax.jit
   def step(params, state):
     updates, state = tx.update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state
