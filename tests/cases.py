@@ -328,7 +328,9 @@ class Transformation:
     """The whole optimizer; `penalty` and `mask` are left out if it takes none."""
     known = {"penalty": "penalty" in self.arguments, "mask": self.has("mask")}
     overrides = {k: v for k, v in overrides.items() if known.get(k, True)}
-    return self.beside(self.bare(learning_rate=learning_rate, **overrides), learning_rate)
+    return self.beside(
+      self.bare(learning_rate=learning_rate, **overrides), learning_rate
+    )
 
   def has(self, invariant: str) -> bool:
     """Whether it has one of `INVARIANTS`."""
@@ -360,9 +362,7 @@ def _target_sparsity(
   learning_rate: Any, penalty: Any, *, sparsity: Any, lam: Any, mask: Any = None
 ) -> optax.GradientTransformation:
   return rvsm_jax.target_sparsity(
-    lambda lam: rvsm_jax.rvsm_sgd(
-      learning_rate, penalty, lam=lam, beta=1.0, mask=mask
-    ),
+    lambda lam: rvsm_jax.rvsm_sgd(learning_rate, penalty, lam=lam, beta=1.0, mask=mask),
     sparsity,
     lam=lam,
     mask=mask,
@@ -406,7 +406,9 @@ TRANSFORMATIONS = (
     rvsm_jax.rvsm,
     RVSM | {"normalize": "global"},
     # No suite: its weights have length 1.
-    without={"zero learning rate": "The weights are divided by their norm all the same."},
+    without={
+      "zero learning rate": "The weights are divided by their norm all the same."
+    },
     **_SPLIT,
   ),
   Transformation(
@@ -466,6 +468,40 @@ TRANSFORMATIONS = (
     carries="u",
     without={"empty": "There is no share of nothing."},
     # No suite: where half of the weights are zero is not where those minima are.
+  ),
+  Transformation(
+    "straight_through",
+    rvsm_jax.straight_through,
+    {"penalty": rvsm_jax.l0(), "step": 0.1},
+    place="around",
+    numbers=("step",),
+    scheduled=("step",),
+    carries="latent",
+    suite={"learning_rate": 1e-3, "penalty": rvsm_jax.l0(), "step": 1e-8},
+    without={"zero learning rate": "The first update leads to the sparse network."},
+  ),
+  Transformation(
+    "sparsify",
+    rvsm_jax.sparsify,
+    {"sparsity": 0.5, "steps": 4, "mask": None},
+    place="around",
+    numbers=(),
+    shares=("sparsity",),
+    scheduled=(),
+    carries="latent",
+    without={"zero learning rate": "It drops the weights that are small."},
+    # No suite: where half of the weights are zero is not where those minima are.
+  ),
+  Transformation(
+    "magnitude_pruning",
+    rvsm_jax.magnitude_pruning,
+    {"sparsity": 0.5, "every": 2, "mask": None},
+    base=_momentum,
+    numbers=(),
+    shares=("sparsity",),
+    scheduled=("sparsity",),
+    without={"zero learning rate": "It drops the weights that are small."},
+    # No suite: its params start at zero, and stay there.
   ),
 )
 # Chains of the above under one name: for the checks of arguments, which they pass on.
