@@ -480,29 +480,6 @@ TRANSFORMATIONS = (
     suite={"learning_rate": 1e-3, "penalty": rvsm_jax.l0(), "step": 1e-8},
     without={"zero learning rate": "The first update leads to the sparse network."},
   ),
-  Transformation(
-    "sparsify",
-    rvsm_jax.sparsify,
-    {"sparsity": 0.5, "steps": 4, "mask": None},
-    place="around",
-    numbers=(),
-    shares=("sparsity",),
-    scheduled=(),
-    carries="latent",
-    without={"zero learning rate": "It drops the weights that are small."},
-    # No suite: where half of the weights are zero is not where those minima are.
-  ),
-  Transformation(
-    "magnitude_pruning",
-    rvsm_jax.magnitude_pruning,
-    {"sparsity": 0.5, "every": 2, "mask": None},
-    base=_momentum,
-    numbers=(),
-    shares=("sparsity",),
-    scheduled=("sparsity",),
-    without={"zero learning rate": "It drops the weights that are small."},
-    # No suite: its params start at zero, and stay there.
-  ),
 )
 # Chains of the above under one name: for the checks of arguments, which they pass on.
 ALIASES = (
