@@ -56,7 +56,7 @@ from rvsm_jax._pruning import (
   magnitude_pruning,
 )
 from rvsm_jax._rvsm import RVSMState, rvsm, rvsm_sgd
-from rvsm_jax._sets import cardinality, nonnegative
+from rvsm_jax._sets import cardinality, nm_sparsity, nonnegative
 from rvsm_jax._sparse_params import sparse_params
 from rvsm_jax._sparsify import sparsify
 from rvsm_jax._straight_through import StraightThroughState, straight_through
@@ -108,6 +108,7 @@ __all__ = (
   "magnitude_pruning",
   "mcp",
   "neurons_removed",
+  "nm_sparsity",
   "nonnegative",
   "nuclear",
   "parameter_ratio",

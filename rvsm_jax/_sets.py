@@ -112,6 +112,63 @@ def cardinality(
   return _penalty.Penalty(joint_value, _penalty.ProximalMap(joint_prox, joint=True))
 
 
+def nm_sparsity(n: int, m: int, axis: int = -2) -> _penalty.Penalty:
+  r"""Indicator of at most n entries of any m that follow each other along an axis.
+
+  N:M sparsity, 2:4 for one. Its prox, for any step > 0, keeps the n largest
+  magnitudes of each m and drops the others; of equal magnitudes the first are kept.
+  The default axis is the one that a kernel of Flax, (..., in, out), contracts, which
+  is what hardware asks for. `rvsm_jax.export.pack_nm` stores the result.
+
+  This library promises no speed of it: JAX has removed its product with 2:4 matrices.
+
+  Args:
+    n: how many may stay, an integer from 1 to `m`.
+    m: size of the blocks, an integer `>= 1` that divides the length of the axis.
+    axis: along which entries follow each other.
+
+  Returns:
+    The penalty.
+
+  Raises:
+    TypeError: if an argument is no integer.
+    ValueError: for n or m out of range or, when value or prox are traced, for an array
+      without that axis or one whose length m does not divide.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> kernel = jnp.array([[3.0], [-1.0], [2.0], [0.5]])
+    >>> print(rvsm_jax.nm_sparsity(2, 4).prox(kernel, 1.0).T)
+    [[3. 0. 2. 0.]]
+
+  References:
+    Zhou et al., `Learning N:M Fine-grained Structured Sparse Neural Networks From
+    Scratch <https://arxiv.org/abs/2102.04010>`_, 2021.
+  """
+  _validate.check_nm(n, m, axis)
+
+  def value(x: jax.Array) -> jax.Array:
+    filled = jnp.sum(_validate.blocks(x, m, axis) != 0, axis=-1)
+    return jnp.where(jnp.all(filled <= n), jnp.zeros((), x.dtype), jnp.inf)
+
+  def prox(x: jax.Array, step: jax.Array) -> jax.Array:
+    del step
+    blocks = _validate.blocks(x, m, axis)
+    (bits,), _ = _bits([blocks])
+    place = jnp.arange(m)
+    larger = jnp.zeros(blocks.shape, int)
+    for i in range(m):
+      other = bits[..., i : i + 1]
+      larger += (other > bits) | ((other == bits) & (i < place))
+    kept = jnp.where(larger < n, blocks, 0)
+    return jnp.moveaxis(kept.reshape(jnp.moveaxis(x, axis, -1).shape), -1, axis)
+
+  return _penalty.Penalty(
+    _penalty.wide_value(value), _penalty.whole_prox(prox, "nm_sparsity")
+  )
+
+
 def largest(tree: Any, sparsity: ArrayLike, floor: float) -> Any:
   """All but the share `sparsity` of smallest magnitude of all leaves together.
 

@@ -66,6 +66,32 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
     raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
 
 
+def check_nm(n: Any, m: Any, axis: Any) -> None:
+  """Raises unless these are integers, and `1 <= n <= m`."""
+  for name, value in (("n", n), ("m", m), ("axis", axis)):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+      raise TypeError(f"{name} must be an integer, got {value!r}.")
+  if not 1 <= n <= m:
+    raise ValueError(f"n must be from 1 to m, got n = {n} and m = {m}.")
+
+
+def blocks(x: Any, m: int, axis: int) -> Any:
+  """x with this axis at the end and split into blocks of m, for NumPy and JAX."""
+  if not -x.ndim <= axis < x.ndim:
+    raise ValueError(
+      f"axis must be one of x, shape {x.shape}, got {axis}: mask out leaves without it,"
+      " such as biases."
+    )
+  if x.shape[axis] % m:
+    raise ValueError(
+      f"m must divide the length of the axis {axis} of x, shape {x.shape}, got {m}:"
+      " mask this leaf out, or take another axis."
+    )
+  order = [i for i in range(x.ndim) if i != axis % x.ndim] + [axis % x.ndim]
+  last = x.transpose(order)
+  return last.reshape(*last.shape[:-1], x.shape[axis] // m, m)
+
+
 def float_array(name: str, x: Any) -> jax.Array:
   """`x` as a JAX array of real floating point numbers.
 

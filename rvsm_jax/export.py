@@ -38,6 +38,7 @@ from typing import Any
 import jax
 from jax.experimental import sparse
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 import optax
 
@@ -210,6 +211,107 @@ def to_bcoo(params: optax.Params, *, min_sparsity: float = 0.99) -> Any:
     )
 
   return jax.tree.map(convert, params)
+
+
+def pack_nm(
+  x: ArrayLike, n: int, m: int, axis: int = -2
+) -> tuple[np.ndarray, np.ndarray]:
+  """Packs an array that :func:`rvsm_jax.nm_sparsity` has made: 2:4, for one.
+
+  Of each m entries that follow each other along the axis it stores n: those that are
+  not zero and, if they are fewer, the first of the others. The first array has them in
+  their order, so that the axis is n / m as long. The second one has for each of them,
+  in the row-major order of the first array, its place among the m, from 0, in
+  `ceil(log2(m))` bits; the bits of all stand one after another, from the lowest of each
+  place and of each byte. As in checkpoints, an entry is zero if all its bits are.
+
+  This is the logical order: products on a GPU want values and indices interleaved
+  further, each in its own way. A small file does not need it: that of :func:`save` is
+  as small for 2:4.
+
+  Args:
+    x: an array of numbers.
+    n: how many of m entries are stored, from 1 to `m`.
+    m: size of the blocks, which divides the length of the axis.
+    axis: along which entries follow each other.
+
+  Returns:
+    The values, with the dtype of `x`, and the bytes of the indices, uint8.
+
+  Raises:
+    TypeError: if n, m or axis is no integer, or `x` no array of numbers.
+    ValueError: if more than n of some m are not zero, or for arguments that do not fit.
+
+  Examples:
+    >>> import numpy as np
+    >>> from rvsm_jax import export
+    >>> x = np.array([[0.0], [3.0], [0.0], [2.0]], np.float32)
+    >>> values, indices = export.pack_nm(x, 2, 4)
+    >>> print(values.T, indices)
+    [[3. 2.]] [13]
+    >>> print(export.unpack_nm(values, indices, 2, 4).T)
+    [[0. 3. 0. 2.]]
+  """
+  _validate.check_nm(n, m, axis)
+  blocks = np.ascontiguousarray(_validate.blocks(_array("x", x), m, axis))
+  empty = blocks.view(f"u{blocks.itemsize}") == 0
+  filled = m - np.sum(empty, axis=-1)
+  if np.any(filled > n):
+    raise ValueError(
+      f"x must have at most {n} of {m} entries that are not zero along the axis {axis},"
+      f" got {filled.max()}: take rvsm_jax.nm_sparsity({n}, {m}, {axis}).prox(x, 1.0)."
+    )
+  places = np.sort(np.argsort(empty, axis=-1, kind="stable")[..., :n], axis=-1)
+  values, places = (
+    np.moveaxis(a.reshape(*a.shape[:-2], -1), -1, axis)
+    for a in (np.take_along_axis(blocks, places, axis=-1), places)
+  )
+  bits = places.reshape(-1, 1) >> np.arange(_place_bits(m)) & 1
+  packed = np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little")
+  return np.ascontiguousarray(values), packed
+
+
+def unpack_nm(
+  values: ArrayLike, indices: ArrayLike, n: int, m: int, axis: int = -2
+) -> np.ndarray:
+  """The array that :func:`pack_nm` has packed, bit for bit.
+
+  Args:
+    values: the first array of :func:`pack_nm`.
+    indices: the second one.
+    n: as there.
+    m: as there.
+    axis: as there.
+
+  Returns:
+    The array.
+
+  Raises:
+    TypeError: if n, m or axis is no integer.
+    ValueError: if the arrays do not fit each other or the arguments.
+  """
+  _validate.check_nm(n, m, axis)
+  values, indices = np.asarray(values), np.asarray(indices, np.uint8)
+  kept = _validate.blocks(values, n, axis)
+  width = _place_bits(m)
+  if indices.shape != (-(-values.size * width // 8),):
+    raise ValueError(
+      f"indices of shape {indices.shape} do not fit values of shape {values.shape}:"
+      f" {m} places take {width} bits for each value."
+    )
+  bits = np.unpackbits(indices, count=values.size * width, bitorder="little")
+  weights = 1 << np.arange(width)
+  places = bits.reshape(*values.shape, width).astype(np.int64) @ weights
+  if np.any(places >= m):
+    raise ValueError(f"indices must be below m = {m}, got {places.max()}.")
+  x = np.zeros((*kept.shape[:-1], m), values.dtype)
+  np.put_along_axis(x, _validate.blocks(places, n, axis), kept, axis=-1)
+  joined = x.reshape(*x.shape[:-2], -1)
+  return np.ascontiguousarray(np.moveaxis(joined, -1, axis))
+
+
+def _place_bits(m: int) -> int:
+  return (int(m) - 1).bit_length()
 
 
 def _safetensors() -> tuple[Any, Any]:

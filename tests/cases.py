@@ -259,8 +259,8 @@ class Transformation:
     factory: The public function, called with `arguments`.
     arguments: By name. On weights of size 1 they make some exactly zero within 25
       steps, not all, unless `dense`.
-    place: Of the transformation: `"last"` or `"first"` in a chain with `base`, `"whole"`
-      if it is an optimizer, `"around"` if it takes `base` as its argument `optimizer`.
+    place: `"last"` or `"first"` in a chain with `base`, `"whole"` if it is an
+      optimizer, `"around"` if it takes `base` as its argument `optimizer`.
     base: From a learning rate to the optimizer that it stands beside, or that the
       leaves get which the mask leaves out.
     numbers: Arguments that are numbers >= 0, checked when they are given.
@@ -270,7 +270,7 @@ class Transformation:
     static: What `optax.inject_hyperparams` must leave alone besides the mask.
     carries: The field of the state that has the sparse network; None if the params do.
     dense: Whether no weight becomes zero.
-    needs_value: Whether `update` needs `value`, `grad` and `value_fn`, as line searches.
+    needs_value: Whether `update` needs `value`, `grad` and `value_fn`, as in a search.
     suite: Keyword arguments of `make` with which it minimises what Optax's own tests of
       optimizers minimise; None, with a comment, if it cannot.
     without: Names in `INVARIANTS` that it cannot have, each with the reason.
@@ -352,8 +352,8 @@ def _momentum(learning_rate: Any) -> optax.GradientTransformation:
   return optax.sgd(learning_rate, momentum=0.9)
 
 
-# Decays and eps that are exact in half precisions, to which Optax rounds what it injects:
-# the usual 0.999 is 1 in bfloat16, and the usual eps 0 in float16.
+# Decays and eps that are exact in half precisions, to which Optax rounds what it
+# injects: the usual 0.999 is 1 in bfloat16, and the usual eps 0 in float16.
 _DECAYS = {"b1": 7 / 8, "b2": 63 / 64, "eps": 2.0**-10}
 _adam = functools.partial(optax.adam, **_DECAYS)
 
@@ -406,9 +406,7 @@ TRANSFORMATIONS = (
     rvsm_jax.rvsm,
     RVSM | {"normalize": "global"},
     # No suite: its weights have length 1.
-    without={
-      "zero learning rate": "The weights are divided by their norm all the same."
-    },
+    without={"zero learning rate": "It divides by the norm all the same."},
     **_SPLIT,
   ),
   Transformation(

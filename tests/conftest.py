@@ -28,8 +28,8 @@ def pytest_configure(config: pytest.Config):
   config.addinivalue_line("filterwarnings", "error:::rvsm_jax")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def x64() -> Iterator[None]:
-  """Double precision, for the module that asks for it with `usefixtures`."""
+  """Double precision, for the test or module that asks for it with `usefixtures`."""
   with jax.enable_x64(True):
     yield

@@ -1,4 +1,4 @@
-"""What several suites share: a tree of params, problems, loops, and a look into states."""
+"""What several suites share: a tree, problems, loops, and a look into states."""
 
 import jax
 import jax.numpy as jnp

@@ -1,21 +1,18 @@
 """ADMM: its iterates, what it converges to, and that it keeps Optax's manners."""
 
 import chex
+from helpers import LeastSquares, converge, find_state
 import jax
 import jax.numpy as jnp
-from loops import converge
 import numpy as np
 import optax
 import pytest
+import reference
 
 import rvsm_jax
 
 LR, LAM, RHO = 0.05, 0.1, 0.7
 DIM = 12
-
-
-def soft(x, gamma):
-  return np.sign(x) * np.maximum(np.abs(x) - gamma, 0.0)
 
 
 def hard(x, gamma):
@@ -28,25 +25,11 @@ def largest_half(x, _):
 
 # Penalties, and their proximal maps as `prox(x, 1 / rho)` in NumPy.
 PENALTIES = {
-  "l1": (rvsm_jax.scaled(rvsm_jax.l1(), LAM), lambda x, s: soft(x, LAM * s)),
+  "l1": (rvsm_jax.scaled(rvsm_jax.l1(), LAM), lambda x, s: reference.soft(x, LAM * s)),
   "l0": (rvsm_jax.scaled(rvsm_jax.l0(), LAM), lambda x, s: hard(x, LAM * s)),
   "cardinality": (rvsm_jax.cardinality(0.5), largest_half),
 }
 penalties = pytest.mark.parametrize("name", list(PENALTIES))
-
-
-class LeastSquares:
-  """f(w) = 1/2n ‖Xw - y‖², n = 40, whose first five true weights are not zero."""
-
-  def __init__(self, seed=0):
-    rng = np.random.default_rng(seed)
-    self.inputs = rng.normal(size=(40, DIM))
-    truth = np.where(np.arange(DIM) < 5, rng.normal(size=DIM), 0.0)
-    self.targets = self.inputs @ truth + 0.1 * rng.normal(size=40)
-    self.start = rng.normal(size=DIM)
-
-  def gradient(self, w):
-    return self.inputs.T @ (self.inputs @ w - self.targets) / 40
 
 
 def sgd_admm(learning_rate=LR, penalty=PENALTIES["l1"][0], rho=RHO, mask=None):
@@ -54,14 +37,6 @@ def sgd_admm(learning_rate=LR, penalty=PENALTIES["l1"][0], rho=RHO, mask=None):
     optax.sgd(learning_rate),
     rvsm_jax.admm(learning_rate, penalty, rho=rho, mask=mask),
   )
-
-
-def find_state(state):
-  def is_ours(x):
-    return isinstance(x, rvsm_jax.ADMMState)
-
-  (found,) = [x for x in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(x)]
-  return found
 
 
 def small_tree(dtype=jnp.float32):
@@ -99,7 +74,7 @@ def train(tx, params, steps=3, jit=False):
 @penalties
 def test_the_iterates_are_those_of_the_formula(name, momentum):
   penalty, prox = PENALTIES[name]
-  problem = LeastSquares()
+  problem = LeastSquares(features=DIM)
   tx = optax.chain(
     optax.sgd(LR, momentum=momentum), rvsm_jax.admm(LR, penalty, rho=RHO)
   )
@@ -110,7 +85,7 @@ def test_the_iterates_are_those_of_the_formula(name, momentum):
   w, y, trace = problem.start, np.zeros(DIM), np.zeros(DIM)
   u = prox(w, 1 / RHO)
   for t in range(40):
-    ours = find_state(state)
+    ours = find_state(state, rvsm_jax.ADMMState)
     for actual, expected in ((params, w), (ours.u, u), (ours.dual, y)):
       np.testing.assert_allclose(
         actual, expected, rtol=1e-11, atol=1e-14, err_msg=f"at step {t}"
@@ -132,11 +107,11 @@ def test_the_iterates_are_those_of_the_formula(name, momentum):
 @pytest.mark.parametrize("alpha", [0.02, 0.2])
 def test_lasso_is_that_of_scikit_learn(alpha, rho):
   linear_model = pytest.importorskip("sklearn.linear_model")
-  problem = LeastSquares()
+  problem = LeastSquares(features=DIM)
   lasso = linear_model.Lasso(alpha, fit_intercept=False, tol=1e-14, max_iter=100_000)
-  expected = lasso.fit(problem.inputs, problem.targets).coef_
+  expected = lasso.fit(problem.design, problem.target).coef_
 
-  lipschitz = np.linalg.eigvalsh(problem.inputs.T @ problem.inputs / 40)[-1]
+  lipschitz = np.linalg.eigvalsh(problem.design.T @ problem.design / 40)[-1]
   tx = sgd_admm(1 / (lipschitz + rho), rvsm_jax.scaled(rvsm_jax.l1(), alpha), rho)
 
   w, state = converge(tx, problem, 3000)
@@ -145,7 +120,7 @@ def test_lasso_is_that_of_scikit_learn(alpha, rho):
   # Unlike with RVSM, w and u meet, and the dual variable is a subgradient over rho.
   np.testing.assert_allclose(w, u, atol=1e-9)
   np.testing.assert_allclose(
-    rho * find_state(state).dual, -problem.gradient(w), atol=1e-9
+    rho * find_state(state, rvsm_jax.ADMMState).dual, -problem.gradient(w), atol=1e-9
   )
   np.testing.assert_array_equal(u == 0, expected == 0)
   assert 0 < np.count_nonzero(u) < DIM
@@ -210,7 +185,7 @@ def test_dtypes_are_kept_in_double_precision_mode(dtype):
   params = small_tree(dtype)
   after, state = train(sgd_admm(), params, jit=True)
   chex.assert_trees_all_equal_shapes_and_dtypes(after, params)
-  ours = find_state(state)
+  ours = find_state(state, rvsm_jax.ADMMState)
   chex.assert_trees_all_equal_shapes_and_dtypes(ours.u, params)
   chex.assert_trees_all_equal_shapes_and_dtypes(ours.dual, params)
 
@@ -247,7 +222,7 @@ def test_leaves_that_are_not_selected_get_the_inner_optimizer(mask):
   after, state = train(sgd_admm(mask=mask), params)
   plain, _ = train(optax.sgd(LR), params)
   full, _ = train(sgd_admm(), params)
-  ours = find_state(state)
+  ours = find_state(state, rvsm_jax.ADMMState)
   picked = mask(params) if callable(mask) else mask
   picked = jax.tree.map(lambda m, tree: jax.tree.map(lambda _: m, tree), picked, params)
   sparse = rvsm_jax.sparse_params(state, after)
@@ -267,7 +242,7 @@ def test_none_leaves_pass_through():
   state = tx.init(params)
   updates, state = tx.update({"w": jnp.ones(2), "frozen": None}, state, params)
   assert updates["frozen"] is None
-  assert find_state(state).u["frozen"] is None
+  assert find_state(state, rvsm_jax.ADMMState).u["frozen"] is None
   sparse = rvsm_jax.sparse_params(state, params)
   assert sparse["frozen"] is None
 
@@ -419,7 +394,10 @@ def test_tree_map_params_and_unknown_extra_args():
   tx = sgd_admm(mask=rvsm_jax.kernels)
   state = tx.init(params)
   doubled = optax.tree.map_params(tx, lambda x: 2 * x, state)
-  ours, twice = find_state(state), find_state(doubled)
+  ours, twice = (
+    find_state(state, rvsm_jax.ADMMState),
+    find_state(doubled, rvsm_jax.ADMMState),
+  )
   chex.assert_trees_all_equal(jax.tree.map(lambda x: 2 * x, ours.u), twice.u)
   assert twice.count == ours.count
   tx.update(small_grads(params), state, params, value=1.0, whatever=None)
@@ -443,7 +421,8 @@ def test_sparse_params_inside_wrappers():
   # A step that is not finite is left out, u and dual included.
   bad = jax.tree.map(lambda g: g * jnp.nan, small_grads(params))
   _, skipped = tx.update(bad, state, after)
-  chex.assert_trees_all_equal(find_state(skipped), find_state(state))
+  ours, before = (find_state(s, rvsm_jax.ADMMState) for s in (skipped, state))
+  chex.assert_trees_all_equal(ours, before)
 
 
 def test_rvsm_and_admm_share_a_model():

@@ -514,3 +514,30 @@ def test_a_schedule_of_lam():
     _, states = iterate(tx, loss, jnp.zeros(1), 30)
   np.testing.assert_allclose(states.u[0], 1, rtol=1e-9)
   np.testing.assert_allclose(states.u[-1], 2, rtol=1e-9)
+
+
+def test_implicit_derivative():
+  """That of the page on sparse regression, against finite differences."""
+  x, y = regression("diabetes")
+  loss, penalty = squares(x, y), rvsm_jax.l1()
+
+  def solution(lam):
+    def equation(w):
+      return w - penalty.prox(w - jax.grad(loss)(w), lam)
+
+    def find(_, w):
+      return solve(loss, penalty, lam, w, 1e-10)[0]
+
+    def linear(function, b):
+      return jnp.linalg.solve(jax.jacobian(function)(b), b)
+
+    return jax.lax.custom_root(equation, jnp.zeros(10), find, linear)
+
+  def measure(lam):
+    return jnp.sum(jnp.sin(solution(lam)))
+
+  value, at = jax.jit(measure), 3.0
+  found = jax.jit(jax.grad(measure))(at)
+  expected = (value(at + 1e-4) - value(at - 1e-4)) / 2e-4
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert abs(expected) > 0.1

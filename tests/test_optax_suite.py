@@ -35,7 +35,7 @@ class Named:
 def factory(case):
   """The case as a function that Optax takes for one of its optimizers.
 
-  Optax looks at the annotation of the learning rate, and injects what it is called with.
+  Optax looks at the annotation of the learning rate, and injects what it is given.
   """
 
   def make(learning_rate, **kwargs):
@@ -234,4 +234,3 @@ def test_map_params_with_our_masks(case, mask):
   for name in {case.carries, "dual"} - {None}:
     for _, tree in optax.tree.get_all_with_path(mapped, name):
       assert tree == ["matrix", "vector" if whole else optax.MaskedNode()]
-

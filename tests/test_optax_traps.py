@@ -1,4 +1,4 @@
-"""What every transformation keeps inside Optax, and each trap of it for a proximal step.
+"""What every transformation keeps inside Optax, and its traps for a proximal step.
 
 The traps are prevented, refused or documented.
 """
@@ -85,7 +85,7 @@ def test_unexpected_arguments_jit_and_no_second_compilation(case):
 @every_transformation
 def test_it_does_something(case):
   """Else what follows would hold of the identity as well."""
-  params, state = trained(case, 2)
+  params, _ = trained(case, 2)
   moved = jax.tree.map(lambda a, b: jnp.any(a != b), params, PARAMS)
   assert all(jax.tree.leaves(moved))
   if case.factory.__module__ == "cases" or case.place in ("whole", "around"):
@@ -334,9 +334,14 @@ def test_an_injected_callable_mask_is_refused(case, mask):
   factory = optax.inject_hyperparams(case.factory, static_args=case.static)
   tx = factory(**case.given(mask=mask))
   for jit in (False, True):
-    with pytest.raises(ValueError, match=r"static_args") as raised:
+
+    def init_and_update(jit=jit):
+      # Without u the mask is not needed before the update.
       state = (jax.jit(tx.init) if jit else tx.init)(PARAMS)
-      tx.update(GRADS[0], state, PARAMS)  # Without u the mask is not needed before.
+      tx.update(GRADS[0], state, PARAMS)
+
+    with pytest.raises(ValueError, match=r"static_args") as raised:
+      init_and_update()
     assert "mask" in str(raised.value)
 
 
@@ -357,9 +362,7 @@ def test_u_dtype_under_injection():
 @functools.cache
 def masked(case):
   """Params and state with a mask, and the params of the optimizer beside it alone."""
-  ours = run(
-    case.make(mask=rvsm_jax.kernels), PARAMS, GRADS[:2], extra=case.extra
-  )
+  ours = run(case.make(mask=rvsm_jax.kernels), PARAMS, GRADS[:2], extra=case.extra)
   plain, _ = run(case.base(LR), PARAMS, GRADS[:2])
   return *ours, plain
 
@@ -393,7 +396,7 @@ def test_masked_by_optax_is_the_mask_argument(case):
   if case.place in ("whole", "around"):
     # What optax.masked leaves out gets the gradient as its update.
     pytest.skip("an optimizer of its own")
-  params, state, _ = masked(case)
+  params, _, _ = masked(case)
   # Nested, the inner mask sees what the outer has left.
   for tx in (case.bare(), case.bare(mask=rvsm_jax.kernels)):
     got, _ = run(case.beside(optax.masked(tx, rvsm_jax.kernels)), PARAMS, GRADS[:2])

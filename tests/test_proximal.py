@@ -1,43 +1,17 @@
 """The proximal gradient step and the penalised gradient."""
 
 import chex
+from helpers import LeastSquares, converge, find_state
 import jax
 import jax.numpy as jnp
-from loops import converge
 import numpy as np
 import optax
 import pytest
+import reference
 
 import rvsm_jax
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
-
-
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
-
-
-def soft(x, gamma):
-  return np.sign(x) * np.maximum(np.abs(x) - gamma, 0.0)
-
-
-class LeastSquares:
-  """f(w) = 1/(2n) |X w - y|^2, so that f + lam |w|_1 is scikit-learn's lasso."""
-
-  def __init__(self, samples=40, features=20, seed=0):
-    rng = np.random.default_rng(seed)
-    self.design = rng.normal(size=(samples, features))
-    truth = rng.normal(size=features) * (rng.random(features) < 0.3)
-    self.target = self.design @ truth + 0.1 * rng.normal(size=samples)
-    self.samples = samples
-    hessian = self.design.T @ self.design / samples
-    self.lipschitz = np.linalg.eigvalsh(hessian)[-1]
-    self.start = rng.normal(size=features)
-
-  def gradient(self, w):
-    return self.design.T @ (self.design @ w - self.target) / self.samples
 
 
 def tree(dtype=jnp.float32, seed=1):
@@ -101,9 +75,9 @@ def test_the_iterates_are_ista(x64):
   for step in range(20):
     updates, state = jax.jit(tx.update)(problem.gradient(w), state, w)
     w = optax.apply_updates(w, updates)
-    expected = soft(expected - lr * problem.gradient(expected), lr * lam)
+    expected = reference.soft(expected - lr * problem.gradient(expected), lr * lam)
     np.testing.assert_allclose(w, expected, rtol=1e-11, atol=1e-14)
-    assert find_state(state).count == step + 1
+    assert find_state(state, rvsm_jax.ProximalState).count == step + 1
 
 
 def test_a_group_lasso_solution_satisfies_its_optimality_condition(x64):
@@ -129,14 +103,6 @@ def test_a_group_lasso_solution_satisfies_its_optimality_condition(x64):
       )
     else:
       assert np.linalg.norm(gradient[:, g]) <= lam + 1e-9
-
-
-def find_state(state):
-  def is_ours(x):
-    return isinstance(x, rvsm_jax.ProximalState)
-
-  (found,) = [x for x in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(x)]
-  return found
 
 
 @pytest.mark.parametrize(
@@ -191,7 +157,9 @@ def test_schedules_of_learning_rate_and_lam(x64):
     updates, state = jax.jit(tx.update)(problem.gradient(w), state, w)
     w = optax.apply_updates(w, updates)
     eta, strength = etas[t], strengths[t]
-    expected = soft(expected - eta * problem.gradient(expected), eta * strength)
+    expected = reference.soft(
+      expected - eta * problem.gradient(expected), eta * strength
+    )
     np.testing.assert_allclose(w, expected, rtol=1e-10, atol=1e-13)
 
 

@@ -3,11 +3,11 @@
 import functools
 
 import chex
+from helpers import converge
 import hypothesis
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-from loops import converge
 import mpmath
 import numpy as np
 import optax
@@ -17,12 +17,6 @@ import reference
 import rvsm_jax
 
 LR = 0.1
-
-
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
 
 
 # Ill-conditioned problems, with curvatures of the coordinates from 1e2 to 1e-2

@@ -3,12 +3,13 @@
 import functools
 
 import chex
+from helpers import converge, is_masked
 import jax
 import jax.numpy as jnp
-from loops import converge
 import numpy as np
 import optax
 import pytest
+import reference
 
 import rvsm_jax
 
@@ -18,10 +19,6 @@ DIM = 12
 
 def hard(x, gamma):
   return np.where(np.abs(x) > np.sqrt(2 * gamma), x, 0.0)
-
-
-def soft(x, gamma):
-  return np.sign(x) * np.maximum(np.abs(x) - gamma, 0.0)
 
 
 def transformed(x, gamma, a=0.5):
@@ -38,7 +35,7 @@ def transformed(x, gamma, a=0.5):
 
 PENALTIES = {
   "l0": (rvsm_jax.l0(), hard),
-  "l1": (rvsm_jax.l1(), soft),
+  "l1": (rvsm_jax.l1(), reference.soft),
   "transformed_l1": (rvsm_jax.transformed_l1(a=0.5), transformed),
 }
 penalties = pytest.mark.parametrize("name", list(PENALTIES))
@@ -61,12 +58,6 @@ class Quadratic:
 
   def gradient(self, w):
     return self.matrix @ (w - self.centre)
-
-
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
 
 
 def iterate(tx, problem, steps, start=None):
@@ -238,7 +229,7 @@ def test_tiny_beta_at_a_fixed_threshold_is_the_base_optimizer(x64):
   base_params, _ = iterate(optax.sgd(LR), problem, 20)
   np.testing.assert_allclose(params[-1], base_params[-1], rtol=0, atol=1e-9)
   u = rvsm_jax.sparse_params(states[-1], params[-1])
-  np.testing.assert_allclose(u, soft(np.asarray(params[-1]), 0.3), atol=1e-12)
+  np.testing.assert_allclose(u, reference.soft(np.asarray(params[-1]), 0.3), atol=1e-12)
 
 
 def test_a_large_beta_ties_w_to_u(x64):
@@ -588,10 +579,6 @@ def masks(params):
     ),
     "true": (True, jax.tree.map(lambda _: True, params)),
   }
-
-
-def is_masked(x):
-  return isinstance(x, optax.MaskedNode)
 
 
 @pytest.mark.parametrize("kind", ["tree", "callable", "prefix", "true"])
