@@ -53,7 +53,7 @@ def markdown(tasks: Mapping[str, Found]) -> str:
     " All methods have the same network, epochs, optimizer and schedule. Of each, one"
     " hyperparameter was chosen at each share from as many values, on validation"
     " examples, with one seed; *dense, cut once* and *sparsify* have none. A network"
-    " that came out with fewer zeros than the share was cut to it before it was tested.",
+    " with fewer zeros than the share was cut to it before it was tested.",
   ]
   for task, found in tasks.items():
     shares = next(iter(found.values()))["config"]["shares"]
