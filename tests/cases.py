@@ -472,16 +472,15 @@ TRANSFORMATIONS = (
     # No suite: where half of the weights are zero is not where those minima are.
   ),
   Transformation(
-    "straight through",
+    "straight_through",
     rvsm_jax.straight_through,
-    {"penalty": L1, "step": 0.1},
+    {"penalty": rvsm_jax.l0(), "step": 0.1},
     place="around",
     numbers=("step",),
     scheduled=("step",),
-    static=("optimizer",),
     carries="latent",
-    suite={"learning_rate": 1e-3, "penalty": L1, "step": 1e-6},
-    without={"zero learning rate": "The params become the image of what they were."},
+    suite={"learning_rate": 1e-3, "penalty": rvsm_jax.l0(), "step": 1e-8},
+    without={"zero learning rate": "The first update leads to the sparse network."},
   ),
   Transformation(
     "sparsify",

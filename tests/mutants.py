@@ -416,7 +416,9 @@ MUTANTS = (
       "cardinality: share rounded down",
       "return math.ceil(float(known) * size * (1 - 1e-12))",
       "return math.floor(float(known) * size)",
-      "prox_global.py::test_cardinality_is_feasible_whatever_the_rounding",
+      "prox_global.py::test_cardinality_is_feasible_whatever_the_rounding"
+      " prox_global.py::test_cardinality_is_the_nearest_feasible_array"
+      " scope.py::test_the_largest_of_all_leaves_are_kept_and_of_equal_ones_the_first",
     ),
     (
       "nonnegative: the other sign",
