@@ -708,8 +708,8 @@ def table(results: dict[str, dict]) -> str:
   lines = [
     "# Defects injected into rvsm_jax",
     "",
-    f"`python tests/mutants.py`: {killed} of {len(results)} killed"
-    f" ({killed / max(len(results), 1):.0%}).",
+    f"`python tests/mutants.py`: {len(results)} of {len(MUTANTS)} defects examined,"
+    f" {killed} killed ({killed / max(len(results), 1):.0%}).",
     "",
     "| file | defect | killed by |",
     "|---|---|---|",
