@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test test-slow mutants docs lint format clean
 
 # The main job: trains the network of Xue & Xin (2019) on planar shapes to exact
 # zeros, and writes its table and figures. Interrupted, it resumes.
@@ -12,7 +12,15 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments curves
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+
+# The tests of more than ten seconds, which CI runs too.
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+# Injects defects into the library and writes who notices into tests/mutants.md.
+mutants: $(VENV)/.ready
+	$(BIN)/python tests/mutants.py
 
 # The site, in docs/_build: a warning is an error, and every reference is checked.
 docs: $(VENV)/.ready

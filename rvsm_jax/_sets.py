@@ -181,7 +181,8 @@ def largest(tree: Any, sparsity: ArrayLike, floor: float) -> Any:
   wide = [_wide(x) for x in leaves]
   size = _size(wide)
   kept = size - _dropped(sparsity, size)
-  density = floor * jnp.where((1 - floor) * kept >= len(wide), kept / size, 0)
+  share = jnp.asarray(kept).astype(jnp.float32) / size
+  density = floor * jnp.where((1 - floor) * share * size >= len(wide), share, 0)
 
   bits, width = _bits(wide)
   own = [jnp.ceil(density * x.size).astype(int) for x in wide]
@@ -207,6 +208,8 @@ def _dropped(sparsity: ArrayLike, size: int) -> Any:
     # 0.07 * 100 is a little above 7, and means 7.
     return math.ceil(float(known) * size * (1 - 1e-12))
   share = jnp.asarray(sparsity)
+  if not jnp.issubdtype(share.dtype, jnp.floating):
+    share = share.astype(jnp.float32)
   return jnp.ceil(share * size * (1 - jnp.finfo(share.dtype).eps)).astype(int)
 
 

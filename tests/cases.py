@@ -467,6 +467,17 @@ TRANSFORMATIONS = (
     without={"empty": "There is no share of nothing."},
     # No suite: where half of the weights are zero is not where those minima are.
   ),
+  Transformation(
+    "straight_through",
+    rvsm_jax.straight_through,
+    {"penalty": rvsm_jax.l0(), "step": 0.1},
+    place="around",
+    numbers=("step",),
+    scheduled=("step",),
+    carries="latent",
+    suite={"learning_rate": 1e-3, "penalty": rvsm_jax.l0(), "step": 1e-8},
+    without={"zero learning rate": "The first update leads to the sparse network."},
+  ),
 )
 # Chains of the above under one name: for the checks of arguments, which they pass on.
 ALIASES = (

@@ -58,6 +58,7 @@ def test_all_four_are_there():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestNotebook:
+  @pytest.mark.slow
   def test_runs_without_warnings(self, path, monkeypatch):
     monkeypatch.setenv("RVSM_QUICK", "1")
     # On a busy machine XLA complains that compiling takes long.

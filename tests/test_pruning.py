@@ -159,6 +159,14 @@ def test_injected_hyperparameters():
   chex.assert_trees_all_close(got, expected, rtol=1e-6)
 
 
+def test_a_share_of_one_by_injection_and_no_implicit_promotion():
+  tx = optax.inject_hyperparams(rvsm_jax.magnitude_pruning, static_args=("mask",))(1)
+  assert rvsm_jax.sparsity(kernels(train(tx, tree(), 1)[-1])) == 1
+  tx, params = rvsm_jax.magnitude_pruning(0.9), tree(dtype=jnp.bfloat16)
+  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(tx.update, params, tx.init(params), params)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_and_donated_as_on_one_device(axis_type):
   grid = jax.make_mesh((4, 2), ("x", "y"), (axis_type,) * 2, devices=jax.devices("cpu"))

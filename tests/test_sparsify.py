@@ -292,6 +292,12 @@ def test_map_params_empty_params_and_leaves_without_a_gradient():
     assert share == (0.5 if count == 0 else 0)
 
 
+def test_no_implicit_promotion_in_half_precision():
+  tx, params = rvsm_jax.sparsify(optax.sgd(LR), 0.9, steps=9), draw(dtype=jnp.bfloat16)
+  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(tx.update, params, tx.init(params), params)
+
+
 def test_bad_arguments():
   sgd = optax.sgd(LR)
   for sparsity in (-0.1, 95, float("nan")):
