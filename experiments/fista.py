@@ -246,14 +246,12 @@ def paths(config: Config) -> list[dict[str, Any]]:
   """Times of whole paths, with residuals of 1e-6 times lam, over one by vmap."""
   rows = []
   for name in config.problems:
-    # liblinear takes minutes for a path of this precision.
-    found = _path(problem(name), config, coordinate_descent=name.endswith("lasso"))
-    rows.append({"problem": name, **found})
+    rows.append({"problem": name, **_path(problem(name), config)})
     results.console.print(rows[-1])
   return rows
 
 
-def _path(one: Problem, config: Config, coordinate_descent: bool) -> dict[str, Any]:
+def _path(one: Problem, config: Config) -> dict[str, Any]:
   lams = one.highest * jnp.geomspace(1, config.shares[-1], config.lams)
   cold = jnp.zeros(one.size)
 
@@ -275,9 +273,8 @@ def _path(one: Problem, config: Config, coordinate_descent: bool) -> dict[str, A
   forms: dict[str, Callable[[], Any]] = {
     "one after another": lambda: [single(lam).block_until_ready() for lam in lams],
     "with warm starts": lambda: chained(lams).block_until_ready(),
+    "scikit-learn": lambda: [one.fit(float(lam), 1e-8) for lam in lams],
   }
-  if coordinate_descent:
-    forms["scikit-learn"] = lambda: [one.fit(float(lam), 1e-8) for lam in lams]
   row: dict[str, Any] = {"ratios": {}, "quartiles": {}}
   for form, run in forms.items():
     compared = timing.compare(
