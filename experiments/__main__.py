@@ -18,6 +18,7 @@ EXPERIMENTS = {
   "benchmark": "speed and memory of the transformations",
   "compaction": "networks without their dead units",
   "export": "sizes of sparse checkpoints, and when BCOO is faster",
+  "fista": "convex problems: FISTA against others",
   "distributed": "weights spread over devices and hosts",
   "survival": "kills experiments and compares what they end with",
   "report": "rebuilds every table and figure from its JSON",

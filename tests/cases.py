@@ -237,9 +237,13 @@ L1 = rvsm_jax.l1()
 RVSM = {"learning_rate": LR, "penalty": L1, "lam": 0.05, "beta": 1.0}
 # The invariants that a row can be without: see `Transformation.without`.
 INVARIANTS = (
+  "acts",  # does something to weights of size 1
+  "count",  # counts its updates
   "empty",  # takes a tree without leaves
+  "integers",  # its numbers may be traced integers
   "inject",  # equal under optax.inject_hyperparams
   "mask",  # has a mask; leaves that it leaves out get what the optimizer in front says
+  "mixed",  # keeps the params' dtype under gradients of another
   "masked",  # works inside optax.masked and optax.partition
   "MultiSteps",  # is one big batch
   "None",  # a gradient of None is an update of None
@@ -477,6 +481,51 @@ TRANSFORMATIONS = (
     carries="latent",
     suite={"learning_rate": 1e-3, "penalty": rvsm_jax.l0(), "step": 1e-8},
     without={"zero learning rate": "The first update leads to the sparse network."},
+  ),
+  Transformation(
+    "sparsify",
+    rvsm_jax.sparsify,
+    {"sparsity": 0.5, "steps": 4, "mask": None},
+    place="around",
+    numbers=(),
+    shares=("sparsity",),
+    scheduled=(),
+    static=("optimizer",),
+    carries="latent",
+    without={
+      "strict": "Its floor multiplies a float by a count.",
+      "zero learning rate": "The params become the image of what they were.",
+    },
+    # No suite: where half of the weights are zero is not where those minima are.
+  ),
+  Transformation(
+    "magnitude pruning",
+    rvsm_jax.magnitude_pruning,
+    {"sparsity": 0.5, "every": 2, "mask": None},
+    base=_momentum,
+    numbers=(),
+    shares=("sparsity",),
+    scheduled=("sparsity",),
+    without={
+      "integers": "A traced share must be a float: cardinality asks for its eps.",
+      "zero learning rate": "What is pruned becomes zero all the same.",
+    },
+    # No suite: where half of the weights are zero is not where those minima are.
+  ),
+  Transformation(
+    "keep zeros",
+    rvsm_jax.keep_zeros,
+    {},
+    numbers=(),
+    scheduled=(),
+    dense=True,
+    suite={"learning_rate": 1e-2},
+    without={
+      "acts": "Where nothing is zero it is the identity.",
+      "count": "It has no state.",
+      "inject": "It has no hyperparameters.",
+      "mixed": "What it passes on is of the dtype of the optimizer in front.",
+    },
   ),
 )
 # Chains of the above under one name: for the checks of arguments, which they pass on.

@@ -643,3 +643,63 @@ def test_a_plan_for_many_weights_takes_no_copy():
   assert plan.parameters == (6 * n * n, 6 * n * n - 200 * n)
   assert peak < 6 * n * n * 4 / 2
   assert seconds < 10
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+  st.lists(
+    st.sampled_from(["conv", "residual", "group", "affine", "max", "mean"]), max_size=4
+  ),
+  st.integers(0, 2**16),
+  st.booleans(),
+)
+def test_random_convolutional_networks(kinds, seed, flat):
+  rng = np.random.default_rng(seed)
+
+  def weights(*shape):
+    array = rng.normal(size=shape)
+    for axis in (-2, -1)[-len(shape) :]:
+      ends = [1] * len(shape)
+      ends[axis] = shape[axis]
+      array = array * (rng.random(ends) < 0.65)
+    return array.astype(np.float32)
+
+  params = {"in": weights(3, 3, 2, 4), "out": weights(64 if flat else 4, 2)}
+  for k, kind in enumerate(kinds):
+    ins = 2 if kind == "group" else 4
+    params[f"w{k}"], params[f"b{k}"] = weights(3, 3, ins, 4), weights(4)
+
+  def conv(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (1, 1),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+  def network(params, x):
+    x = jax.nn.sigmoid(conv(x, params["in"]))
+    for k, kind in enumerate(kinds):
+      w, b = params[f"w{k}"], params[f"b{k}"]
+      if kind in ("conv", "group"):
+        x = jax.nn.relu(conv(x, w) + b)
+      elif kind == "residual":
+        x = x + jax.nn.sigmoid(conv(x, w) + b)
+      elif kind == "affine":
+        x = x * b + b
+      else:
+        pool = nnx.max_pool if kind == "max" else nnx.avg_pool
+        x = pool(x, (3, 3), (1, 1), "SAME")
+    x = x.reshape(len(x), -1) if flat else jnp.mean(x, (1, 2))
+    return x @ params["out"]
+
+  x = rng.normal(size=(2, 4, 4, 2)).astype(np.float32)
+  plan = compaction.plan(network, params, x)
+  expected = network(params, x)
+  np.testing.assert_allclose(
+    network(compaction.apply(plan, params), x),
+    expected,
+    atol=1e-5 * max(np.max(np.abs(expected)), 1),
+  )

@@ -30,9 +30,3 @@ def test_a_text_that_is_gone_or_there_twice_is_an_error():
 def test_there_are_enough_of_them_in_every_module_with_code_of_its_own():
   assert len({mutant.name for mutant in mutants.MUTANTS}) == len(mutants.MUTANTS) >= 40
   assert len({mutant.file for mutant in mutants.MUTANTS}) >= 15
-
-
-def test_the_killer_is_the_first_that_failed():
-  output = "1 failed\nFAILED tests/test_a.py::test_b[x] - assert 1\nFAILED c\n"
-  assert mutants.killer(output) == "tests/test_a.py::test_b[x]"
-  assert mutants.killer("2 passed") is None

@@ -213,7 +213,7 @@ def test_map_params_through_every_wrapper(case):
   [None, True, [True, False], lambda p: [True, False], rvsm_jax.kernels],
   ids=["none", "true", "tree", "callable", "kernels"],
 )
-@with_invariant("mask")
+@with_invariant("mask", "count")
 def test_map_params_with_our_masks(case, mask):
   params = [jnp.ones((2, 3)), jnp.zeros((4,))]
 

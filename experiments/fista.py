@@ -1,0 +1,398 @@
+"""What FISTA's momentum, restarts and line search are worth, and what they cost.
+
+`python -m experiments fista` measures it on Lasso and sparse logistic regression, in
+double precision. The comparison with JAXopt needs `pip install jaxopt`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import os
+import pathlib
+import sys
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn import datasets, linear_model
+import tyro
+
+from experiments.core import cli, results, tables, timing
+import rvsm_jax
+
+METHODS: dict[str, dict[str, Any]] = {
+  "restarts": {},
+  "no restarts": {"restart": False},
+  "plain": {"accelerated": False},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is measured.
+
+  Attributes:
+    problems: by name, see `problem`.
+    shares: lam over the smallest one for which all is zero.
+    gap: of the objective over the best one, relative, to be reached.
+    limit: on the number of updates.
+    lams: number of values in a path, from 1 down to the last of `shares`.
+    repeats: of each time.
+  """
+
+  problems: tuple[str, ...] = ("random lasso", "diabetes lasso", "cancer logistic")
+  shares: tuple[float, ...] = (0.5, 0.02)
+  gap: float = 1e-8
+  limit: int = 2_000
+  lams: int = 50
+  repeats: int = 5
+
+
+_QUICK = Config(problems=("diabetes lasso",), limit=2_000, lams=5, repeats=3)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+  """A loss of all data, and scikit-learn's solver of it with an l1 penalty.
+
+  Attributes:
+    loss: the smooth part.
+    size: number of coefficients.
+    highest: the smallest lam for which all coefficients are zero.
+    fit: coefficients that scikit-learn finds, from lam and its tolerance.
+  """
+
+  loss: Callable[[jax.Array], jax.Array]
+  size: int
+  highest: float
+  fit: Callable[[float, float], np.ndarray]
+
+  def objective(self, w: jax.Array, lam: Any) -> jax.Array:
+    """The loss and lam times the l1 norm."""
+    return self.loss(w) + lam * jnp.sum(jnp.abs(w))
+
+
+@functools.cache
+def problem(name: str) -> Problem:
+  """The problem of this name; columns have mean 0 and variance 1."""
+  data, kind = name.split()
+  if data == "diabetes":
+    x, y = datasets.load_diabetes(return_X_y=True)
+  elif data == "cancer":
+    x, y = datasets.load_breast_cancer(return_X_y=True)
+  else:
+    x, y = datasets.make_regression(200, 500, n_informative=20, noise=5, random_state=0)
+  x = (x - x.mean(0)) / x.std(0)
+
+  if kind == "lasso":
+    y = y - y.mean()
+
+    def loss(w: jax.Array) -> jax.Array:
+      return jnp.mean((y - x @ w) ** 2) / 2
+
+    def fit(lam: float, tol: float) -> np.ndarray:
+      model = linear_model.Lasso(lam, fit_intercept=False, tol=tol, max_iter=10**6)
+      return model.fit(x, y).coef_
+
+  else:
+    y = 2.0 * y - 1
+
+    def loss(w: jax.Array) -> jax.Array:
+      return jnp.mean(jnp.logaddexp(0, -y * (x @ w)))
+
+    def fit(lam: float, tol: float) -> np.ndarray:
+      model = linear_model.LogisticRegression(
+        C=1 / (lam * len(y)),
+        solver="liblinear",
+        l1_ratio=1,
+        fit_intercept=False,
+        tol=tol,
+        max_iter=10**5,
+      )
+      return model.fit(x, y).coef_[0]
+
+  slope = jax.grad(loss)(jnp.zeros(x.shape[1]))
+  return Problem(loss, x.shape[1], float(jnp.max(jnp.abs(slope))), fit)
+
+
+def _ours(one: Problem, lam: Any, **options: Any) -> tuple[Any, Callable[[Any], Any]]:
+  """The first carry and the step of FISTA; a carry is the params and the state."""
+  tx = rvsm_jax.fista(rvsm_jax.l1(), lam=lam, **options)
+  value_and_grad = optax.value_and_grad_from_state(one.loss)
+  start = jnp.zeros(one.size)
+
+  def step(carry: Any) -> Any:
+    params, state = carry
+    value, grad = value_and_grad(params, state=state)
+    updates, state = tx.update(
+      grad, state, params, value=value, grad=grad, value_fn=one.loss
+    )
+    return optax.apply_updates(params, updates), state
+
+  return (start, tx.init(start)), step
+
+
+def _jaxopt(one: Problem, lam: float) -> tuple[Any, Callable[[Any], Any]] | None:
+  """The same of JAXopt's accelerated solver with its defaults; None without it."""
+  try:
+    import jaxopt
+  except ImportError:
+    return None
+  # Its line search ends by itself; the number of steps is given from outside.
+  solver = jaxopt.ProximalGradient(one.loss, jaxopt.prox.prox_lasso, tol=0.0)
+  start = jnp.zeros(one.size)
+
+  def step(carry: Any) -> Any:
+    w, state = carry
+    return tuple(solver.update(w, state, lam))
+
+  return (start, solver.init_state(start, lam)), step
+
+
+def steps_needed(
+  one: Problem, lam: float, best: float, start: Any, step: Any, config: Config
+) -> int | None:
+  """Steps until the gap is reached, by the iterate of a carry; None if never."""
+
+  def body(carry: Any, _: Any) -> Any:
+    carry = step(carry)
+    return carry, one.objective(_iterate(carry), lam)
+
+  run = jax.jit(lambda start: jax.lax.scan(body, start, length=config.limit)[1])
+  there = np.flatnonzero(np.asarray(run(start)) <= best * (1 + config.gap))
+  return int(there[0]) + 1 if there.size else None
+
+
+def _iterate(carry: Any) -> jax.Array:
+  params, state = carry
+  return getattr(state, "u", params)
+
+
+def _optimum(one: Problem, lam: float, limit: int) -> float:
+  start, step = _ours(one, lam)
+  carry = jax.lax.while_loop(
+    lambda c: (c[1].residual > 1e-11 * lam) & (c[1].count < 5 * limit), step, start
+  )
+  return float(one.objective(carry[1].u, lam))
+
+
+def problems(config: Config) -> list[dict[str, Any]]:
+  """Steps and times to the gap, for each problem and share."""
+  rows = []
+  for name in config.problems:
+    one = problem(name)
+    for share in config.shares:
+      lam = share * one.highest
+      best = _optimum(one, lam, config.limit)
+      ready = {method: _ours(one, lam, **o) for method, o in METHODS.items()}
+      theirs = _jaxopt(one, lam)
+      if theirs is not None:
+        ready["jaxopt"] = theirs
+      steps = {
+        method: steps_needed(one, lam, best, *begun, config)
+        for method, begun in ready.items()
+      }
+      row = {"problem": name, "share": share, "steps": steps}
+      row |= _times(one, lam, best, ready, steps, config)
+      rows.append(row)
+      results.console.print(row)
+  return rows
+
+
+def _times(
+  one: Problem, lam: float, best: float, ready: Any, steps: Any, config: Config
+) -> dict[str, Any]:
+  """Processor time to the gap of FISTA, and of the others over it."""
+
+  def prepared(method: str) -> Callable[[], Any]:
+    start, step = ready[method]
+    number = steps[method]
+    run = jax.jit(
+      lambda s: _iterate(jax.lax.fori_loop(0, number, lambda _, c: step(c), s))
+    )
+    return lambda: jax.block_until_ready(run(start))
+
+  tolerances = (10.0**-k for k in range(2, 16))
+  enough = one_that_reaches(
+    lambda tol: one.objective(jnp.asarray(one.fit(lam, tol)), lam),
+    best * (1 + config.gap),
+    tolerances,
+  )
+  others: dict[str, Callable[[], Any]] = {}
+  if steps.get("jaxopt") is not None:
+    others["jaxopt"] = prepared("jaxopt")
+  if enough is not None:
+    others["scikit-learn"] = lambda: one.fit(lam, enough)
+  found: dict[str, Any] = {"seconds": {}, "ratios": {}, "quartiles": {}}
+  ours = prepared("restarts")
+  for name, other in others.items():
+    compared = timing.compare(ours, other, config.repeats, "processor")
+    found["seconds"] |= {"fista": compared.base_seconds, name: compared.seconds}
+    found["ratios"][name] = compared.ratio
+    found["quartiles"][name] = compared.quartiles
+  return found
+
+
+def one_that_reaches(
+  function: Callable[[float], Any], bound: float, candidates: Any
+) -> float | None:
+  """The first candidate whose value is at most the bound; None if there is none."""
+  return next((c for c in candidates if function(c) <= bound), None)
+
+
+def paths(config: Config) -> list[dict[str, Any]]:
+  """Times of whole paths, with residuals of 1e-6 times lam, over one by vmap."""
+  rows = []
+  for name in config.problems:
+    rows.append({"problem": name, **_path(problem(name), config)})
+    results.console.print(rows[-1])
+  return rows
+
+
+def _path(one: Problem, config: Config) -> dict[str, Any]:
+  lams = one.highest * jnp.geomspace(1, config.shares[-1], config.lams)
+  cold = jnp.zeros(one.size)
+
+  def solve(lam: Any, w: Any) -> Any:
+    (_, state), step = _ours(one, lam)
+    return jax.lax.while_loop(
+      lambda c: (c[1].residual > 1e-6 * lam) & (c[1].count < config.limit),
+      step,
+      (w, state._replace(u=w)),
+    )[1].u
+
+  def warm(w: Any, lam: Any) -> Any:
+    w = solve(lam, w)
+    return w, w
+
+  together = jax.jit(jax.vmap(lambda lam: solve(lam, cold)))
+  single = jax.jit(lambda lam: solve(lam, cold))
+  chained = jax.jit(lambda lams: jax.lax.scan(warm, cold, lams)[1])
+  forms: dict[str, Callable[[], Any]] = {
+    "one after another": lambda: [single(lam).block_until_ready() for lam in lams],
+    "with warm starts": lambda: chained(lams).block_until_ready(),
+    "scikit-learn": lambda: [one.fit(float(lam), 1e-8) for lam in lams],
+  }
+  row: dict[str, Any] = {"ratios": {}, "quartiles": {}}
+  for form, run in forms.items():
+    compared = timing.compare(
+      lambda: together(lams).block_until_ready(), run, config.repeats, "processor"
+    )
+    row["ratios"][form] = compared.ratio
+    row["quartiles"][form] = compared.quartiles
+    row["seconds"] = compared.base_seconds
+  return row
+
+
+def _number(x: float | None, digits: int = 2) -> str:
+  return "–" if x is None else f"{x:.{digits}f}"
+
+
+def page(result: dict[str, Any]) -> str:
+  """The report as Markdown."""
+  rows, config = result["problems"], result["config"]
+  compared = any("jaxopt" in row["steps"] for row in rows)
+  methods = [*METHODS, *(["jaxopt"] if compared else [])]
+
+  def where(row: dict[str, Any]) -> str:
+    return f"{row['problem']}, {row['share']:g}"
+
+  step_rows = [
+    [where(row), *(str(row["steps"].get(m) or "–") for m in methods)] for row in rows
+  ]
+  others = [*(["jaxopt"] if compared else []), "scikit-learn"]
+  time_rows = [
+    [
+      where(row),
+      _number(1e3 * row["seconds"]["fista"]) if row["seconds"] else "–",
+      *(_number(row["ratios"].get(other)) for other in others),
+    ]
+    for row in rows
+  ]
+  forms = list(dict.fromkeys(f for row in result["paths"] for f in row["ratios"]))
+  path_rows = [
+    [
+      row["problem"],
+      _number(1e3 * row["seconds"], 0),
+      *(_number(row["ratios"].get(form)) for form in forms),
+    ]
+    for row in result["paths"]
+  ]
+  missing = [] if compared else ["JAXopt was not installed: it is not compared.", ""]
+  return "\n".join(
+    [
+      "# FISTA",
+      "",
+      "Double precision, from zero, to an objective at most"
+      f" {config['gap']:g} above the best one, relative.",
+      "By each problem stands lam, over the smallest for which all is zero.",
+      *(["JAXopt is its `ProximalGradient` with its defaults."] if compared else []),
+      "",
+      *missing,
+      "## Steps",
+      "",
+      f"A dash: not within {config['limit']:,} steps.",
+      "",
+      tables.table(["problem", *methods], step_rows),
+      "",
+      "## Time",
+      "",
+      "Milliseconds of `fista`, compiled, and the time of others over it: above 1,",
+      "`fista` is faster. scikit-learn has the largest tolerance, of powers of ten,",
+      "that reaches the gap. Processor time on one core, medians of"
+      f" {config['repeats']} turns.",
+      "",
+      tables.table(["problem", "fista, ms", *others], time_rows),
+      "",
+      "## Paths",
+      "",
+      f"{config['lams']} values of lam by `vmap`, and the time of others over it.",
+      "A residual of 1e-6 lam ends each; scikit-learn has a tolerance of 1e-8 and no",
+      "warm starts.",
+      "",
+      tables.table(["problem", "vmap, ms", *forms], path_rows),
+      "",
+      results.footer([result]),
+      "Written by `python -m experiments fista`.",
+      "",
+    ]
+  )
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the table of the result in a folder; returns its path."""
+  result = results.read(folder / "fista.json")
+  return [results.write_atomically(folder / "fista.md", page(result))]
+
+
+def main(
+  config: Annotated[Config, tyro.conf.OmitArgPrefixes], places: cli.Common
+) -> None:
+  """Measures FISTA: JSON and Markdown.
+
+  Args:
+    config: what is measured.
+    places: where it writes.
+  """
+  if places.quick:
+    config = _QUICK
+  if hasattr(os, "sched_setaffinity"):
+    # Before JAX starts its threads: on one core, processor time is time.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  with jax.enable_x64(True):
+    result = results.result(
+      "fista", config, None, problems=problems(config), paths=paths(config)
+    )
+  folder = places.report("fista", places.run("fista"))
+  results.write_json(folder / "fista.json", result)
+  results.show(write(folder))
+
+
+rebuild = write
+
+COMMANDS = main
+
+if __name__ == "__main__":
+  cli.run("fista", COMMANDS, sys.argv[1:])
