@@ -23,6 +23,11 @@ def _share(tree: Any, holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
   return yes / (yes + no)
 
 
+def _add_all(a: tuple, b: tuple) -> tuple:
+  # Not a lambda in `count`, which JAX would compile anew at every call.
+  return tuple(map(jnp.add, a, b))
+
+
 def count(*masks: jax.Array) -> tuple[jax.Array, ...]:
   """Numbers of true entries of several masks, in one pass."""
   ones = tuple(jnp.asarray(mask).astype(int) for mask in masks)
@@ -30,7 +35,7 @@ def count(*masks: jax.Array) -> tuple[jax.Array, ...]:
   return jax.lax.reduce(
     ones,
     (zero,) * len(ones),
-    lambda a, b: tuple(map(jnp.add, a, b)),
+    _add_all,
     tuple(range(masks[0].ndim)),
   )
 
