@@ -90,6 +90,25 @@ def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
   return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
 
 
+def load(mesh: Mesh, data_dir: pathlib.Path | None) -> tuple[Examples, Examples, int]:
+  """DIGITS: for training, every process has all; for testing, split among devices.
+
+  Returns:
+    Both, and how many there are for testing: they are padded until the devices divide
+    them, with labels of -1, which do not count.
+  """
+  (x, y), (test_x, test_y) = (
+    datasets.load("digits", split, data_dir) for split in ("train", "test")
+  )
+  x, test_x = (pixels.astype(np.float32) / 16 for pixels in (x, test_x))
+  padding = -len(test_x) % mesh.size
+  held = Examples(
+    spread(mesh, np.pad(test_x, ((0, padding), (0, 0)))),
+    spread(mesh, np.pad(test_y, (0, padding), constant_values=-1)),
+  )
+  return Examples(x, y), held, len(test_y)
+
+
 def train(
   config: Config, mesh: Mesh, data_dir: pathlib.Path | None, run: Run
 ) -> dict[str, Any]:
@@ -116,32 +135,13 @@ def train(
     )
   if (result := run.finished()) is not None:
     return result
-  (x, y), (test_x, test_y) = (
-    datasets.load("digits", split, data_dir) for split in ("train", "test")
-  )
-  x, test_x = (pixels.astype(np.float32) / 16 for pixels in (x, test_x))
-  # Padded until the devices divide it; a label of -1 does not count.
-  padding = -len(test_x) % mesh.size
-  held = Examples(
-    spread(mesh, np.pad(test_x, ((0, padding), (0, 0)))),
-    spread(mesh, np.pad(test_y, (0, padding), constant_values=-1)),
-  )
-  graph, shapes = nnx.split(nnx.eval_shape(lambda: network(config)), nnx.Param)
-  places = jax.tree.map(functools.partial(placement, mesh), shapes)
-  steps = len(x) // config.batch_size
-  tx = optimizer(config, config.epochs * steps)
-
-  def forward(params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    # Gathered here for the forward and the backward pass alone; the gradients come
-    # back split as the weights are.
-    whole = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
-    return nnx.merge(graph, whole)(x), extra
+  (x, y), held, tested = load(mesh, data_dir)
+  forward, initial_params = spread_network(mesh, config)
+  tx = optimizer(config, config.epochs * (len(x) // config.batch_size))
 
   @jax.jit
   def begin() -> training.TrainState:
-    params = nnx.state(network(config), nnx.Param)
-    params = jax.tree.map(jax.sharding.reshard, params, places)
-    return training.TrainState.create(params, tx)
+    return training.TrainState.create(initial_params(), tx)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state: training.TrainState, batch: Examples) -> training.TrainState:
@@ -152,7 +152,7 @@ def train(
     state: training.TrainState, held: Examples
   ) -> tuple[jax.Array, jax.Array]:
     logits, _ = forward(state.sparse, (), held.x)
-    found = jnp.sum(jnp.argmax(logits, axis=-1) == held.y) / len(test_y)
+    found = jnp.sum(jnp.argmax(logits, axis=-1) == held.y) / tested
     return found, measure.zeros(state.sparse)
 
   def metrics(state: training.TrainState) -> dict[str, float]:

@@ -72,6 +72,28 @@ def _scans(outside: dict[str, Any]) -> str:
   )
 
 
+def _outside(outside: dict[str, Any]) -> str:
+  return f"""## Outside: what breaks first
+
+The first value of the scan at which a run breaks a claim, and the share of the runs
+(k = 5, d = 20, delta = pi/4, lam sqrt(d)/beta = 0.5; gauss_seidel). The other
+conditions hold. A dash: none did.
+
+{_scans(outside)}
+
+![Claims that break outside the conditions](outside.png)
+
+- **beta**: the bound is generous here. Several times above it C turns negative, so
+  that (12) makes w* no expansion of w any more, and the angle may rise and stay large.
+- **eta**: nothing more breaks below 2/(beta + L), as the last line of Lemma 6 says.
+  Just above it the penalties whose threshold jumps (l0) break first, soon all of them.
+- **Initial angle**: nearer to pi than delta, the angle may rise at first. For w* on or
+  near an axis the saddle even becomes a limit: the last counterexample.
+- **lam**: u is all zero, w is still close to w*. With l0 this happens inside the
+  conditions already.
+- **k = 1**, which the theorem leaves out, breaks nothing that k = 5 does not."""
+
+
 def markdown(result: Mapping[str, Any]) -> str:
   """The report of a result."""
   inside = result["inside"]
@@ -141,25 +163,7 @@ of the paper's O(k beta sin γ), with ‖u‖ sin γ <= ‖w - u‖.
 
 ![Error against beta](error.png)
 
-## Outside: what breaks first
-
-The first value of the scan at which a run breaks a claim, and the share of the runs
-(k = 5, d = 20, delta = pi/4, lam sqrt(d)/beta = 0.5; gauss_seidel). The other
-conditions hold. A dash: none did.
-
-{_scans(result["outside"])}
-
-![Claims that break outside the conditions](outside.png)
-
-- **beta**: the bound is generous here. Several times above it C turns negative, so
-  that (12) makes w* no expansion of w any more, and the angle may rise and stay large.
-- **eta**: nothing more breaks below 2/(beta + L), as the last line of Lemma 6 says.
-  Just above it the penalties whose threshold jumps (l0) break first, soon all of them.
-- **Initial angle**: nearer to pi than delta, the angle may rise at first. For w* on or
-  near an axis the saddle even becomes a limit: the last counterexample.
-- **lam**: u is all zero, w is still close to w*. With l0 this happens inside the
-  conditions already.
-- **k = 1**, which the theorem leaves out, breaks nothing that k = 5 does not.
+{_outside(result["outside"])}
 
 ## Formulas
 
