@@ -401,9 +401,9 @@ def test_the_fast_recipe_is_one_cycle_and_smooths_labels():
 )
 def test_rows_with_a_target_end_at_it(name):
   config = configs.Config(configs.ROWS[name], configs.Settings(learning_rate=0.02))
-  # What has a threshold is led to the share; what cuts by rank has it exactly, but for
-  # one weight, since it is a float32.
-  exact = config.row.method in ("pruning", "sparsify")
+  # RVSM's threshold is led to the share; what cuts by rank has it exactly, but for one
+  # weight, since it is a float32.
+  exact = not config.row.splits
   steps = 400 if exact else 3000
   tx = configs.optimizer(config, steps)
   rng = np.random.default_rng(0)
@@ -603,7 +603,7 @@ def test_tables_and_figures_are_rebuilt_from_all_results(tmp_path):
     "accuracy-against-sparsity.png",
   ]
   text = files[0].read_text()
-  assert text.count("| straight-through, l0 ") == 2
+  assert text.count("| straight-through, by rank ") == 2
   lines = [line for line in text.splitlines() if "ours minus pruning" in line]
   assert len(lines) == 2
   assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == 3 * [

@@ -31,7 +31,7 @@ class Row:
     network: which.
     method: "sgd", the dense network; "rvsm"; "admm"; "pruning", gradual magnitude
       pruning; "straight_through"; "sparsify".
-    penalty: of RVSM and straight-through; ADMM and pruning have the cardinality.
+    penalty: of RVSM; the other methods cut by rank.
     lam: weight of the penalty, unless it is found by the sparsity.
     beta: stiffness of the pull of RVSM, likewise.
     rho: stiffness of ADMM.
@@ -69,7 +69,7 @@ class Row:
 TITLES = {
   "pruning": "magnitude pruning",
   "rvsm": "RVSM, l0",
-  "straight_through": "straight-through, l0",
+  "straight_through": "straight-through, by rank",
   "sparsify": "sparsify",
 }
 
@@ -261,7 +261,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     case Row(method="pruning"):
       return methods.pruning("all")(setting)
     case Row(method="straight_through"):
-      return methods.straight_through(penalty(row))(setting)
+      return methods.straight_through("all")(setting)
     case Row(method="sparsify"):
       return methods.sparsify(setting)
     case _ if row.sparsity:

@@ -103,12 +103,13 @@ def rvsm(penalty: rvsm_jax.Penalty) -> Make:
   return make
 
 
-def straight_through(penalty: rvsm_jax.Penalty) -> Make:
-  """Its step is found by the share; the value is the end of the ramp."""
-  return lambda s: s.by_lam(
-    lambda lam: rvsm_jax.straight_through(
-      s.sgd, penalty, step=lam, mask=rvsm_jax.kernels
+def straight_through(scope: Any) -> Make:
+  """By rank; the value is the end of the ramp."""
+  return lambda s: s.by_share(
+    lambda penalty: rvsm_jax.straight_through(
+      s.sgd, penalty, step=1.0, mask=rvsm_jax.kernels
     ),
+    scope,
     s.value,
   )
 

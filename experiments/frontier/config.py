@@ -90,11 +90,9 @@ def _rvsm_by_share(scope: Any) -> Make:
   return make
 
 
-def _through_by_share(scope: Any) -> Make:
-  return lambda s: s.by_share(
-    lambda penalty: rvsm_jax.straight_through(s.sgd, penalty, step=1.0, **_MASK),
-    scope,
-    s.value,
+def _through_by_lam(penalty: rvsm_jax.Penalty) -> Make:
+  return lambda s: s.by_lam(
+    lambda lam: rvsm_jax.straight_through(s.sgd, penalty, step=lam, **_MASK), s.value
   )
 
 
@@ -143,19 +141,19 @@ METHODS = {
     ),
     Method(
       *("through-l0", "straight-through, l0", "ours", "ramp until", _ENDS),
-      methods.straight_through(rvsm_jax.l0()),
+      _through_by_lam(rvsm_jax.l0()),
     ),
     Method(
       *("through-tl1", "straight-through, TL1", "ours", "ramp until", _ENDS),
-      methods.straight_through(rvsm_jax.transformed_l1(0.1)),
+      _through_by_lam(rvsm_jax.transformed_l1(0.1)),
     ),
     Method(
       *("through-leaf", "straight-through, cardinality per layer", "ours"),
-      *("ramp until", _ENDS, _through_by_share("leaf")),
+      *("ramp until", _ENDS, methods.straight_through("leaf")),
     ),
     Method(
       *("through-all", "straight-through, cardinality, one budget", "ours"),
-      *("ramp until", _ENDS, _through_by_share("all")),
+      *("ramp until", _ENDS, methods.straight_through("all")),
     ),
     Method(
       *("proximal-tl1", "proximal, TL1", "ours", "a", (0.01, 0.1, 1.0, 10.0)),
