@@ -22,9 +22,8 @@ from rvsm_jax import _masks, _penalty, _transform, _validate
 _SAFETY = 0.8
 # Differences of f below so many units in its last place are taken from the gradient.
 _ROUNDING = 1e3
-# A step that has not just grown may grow by this much, one that has by the square of its
-# growth: fast from a first step that is far too small, and close to a good one with few
-# failures.
+# A step that has not just grown may grow by this much, one that has by the square of
+# its growth: fast from a first step that is far too small, with few failures later.
 _GROWTH = 1.1
 
 
@@ -109,10 +108,10 @@ def fista(
 
   `update` takes what Optax's line searches take, `value`, `grad` and `value_fn`, and
   extra arguments of `value_fn` by their names. All three are of f *without* the
-  penalty. Without acceleration, `optax.value_and_grad_from_state` computes the value and
-  the gradient at the params once. With it, `update` needs in addition the value at x
-  for the test, and nothing else; then, and under `vmap`, where the conditional in that
-  function copies the data of the loss for each problem, take `jax.value_and_grad`.
+  penalty. Without acceleration, `optax.value_and_grad_from_state` computes the value
+  and the gradient at the params once. With it, `update` needs in addition the value at
+  x for the test, and nothing else; then, and under `vmap`, where the conditional in
+  that function copies the data of the loss for each problem, take `jax.value_and_grad`.
 
   .. note::
     Close to convergence f(x) - f(y) is rounding, in float32 after a few digits. The
