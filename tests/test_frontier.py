@@ -81,11 +81,11 @@ def test_the_search_sees_no_test_example(data):
 
 def test_what_has_too_few_zeros_is_cut():
   params = {"kernel": jnp.arange(1.0, 11.0).reshape(5, 2), "bias": jnp.ones(2)}
-  cut = train.exactly(params, jnp.float32(0.7))
+  cut = measure.with_share(params, jnp.float32(0.7))
   assert float(measure.zeros(cut)) == pytest.approx(0.7)
   np.testing.assert_array_equal(cut["kernel"].ravel()[-3:], [8, 9, 10])
   np.testing.assert_array_equal(cut["bias"], params["bias"])
-  assert rvsm_jax.sparsity(train.exactly(cut, jnp.float32(0.2))["kernel"]) == 0.7
+  assert rvsm_jax.sparsity(measure.with_share(cut, jnp.float32(0.2))["kernel"]) == 0.7
 
 
 def result(name, accuracies):

@@ -165,13 +165,26 @@ def updated(
   tx: optax.GradientTransformation,
   state: TrainState,
   batch: Examples,
+  smoothing: float = 0.0,
 ) -> TrainState:
-  """The state after one update on one batch: a pure function."""
+  """The state after one update on one batch: a pure function.
+
+  Args:
+    forward: the network.
+    tx: the optimizer.
+    state: the one before.
+    batch: the examples.
+    smoothing: the share of each label that all classes have in common.
+  """
 
   def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
     logits, extra = forward(params, state.extra, batch.x)
     loss, found = losses(logits, batch.y)
-    return jnp.mean(loss), (jnp.sum(loss), jnp.sum(found), extra)
+    objective = jnp.mean(loss)
+    if smoothing:
+      even = jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.mean(logits, -1))
+      objective = (1 - smoothing) * objective + smoothing * even
+    return objective, (jnp.sum(loss), jnp.sum(found), extra)
 
   grads, (loss, found, extra) = jax.grad(objective, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -197,6 +210,7 @@ class Trainer:
     seed: of `augment`.
     place: where the indices of a batch go, on several devices.
     shardings: of the state after a compiled step, for `jax.jit`.
+    smoothing: of the labels, see `updated`.
   """
 
   forward: Forward
@@ -205,6 +219,7 @@ class Trainer:
   seed: int = 0
   place: Callable[[jax.Array], jax.Array] = lambda batch: batch
   shardings: Any = None
+  smoothing: float = 0.0
 
   def init(self, params: Any, hyper: Any = None, extra: Any = ()) -> TrainState:
     """The state before the first update."""
@@ -220,7 +235,8 @@ class Trainer:
       # By the number of the update, so that a resumed run augments alike.
       x = self.augment(jax.random.fold_in(jax.random.key(self.seed), state.step), x)
     tx = self.optimizer(hyper)
-    return updated(self.forward, tx, state, Examples(x, data.y[batch]))
+    examples = Examples(x, data.y[batch])
+    return updated(self.forward, tx, state, examples, self.smoothing)
 
   def epoch(
     self, state: TrainState, batches: jax.Array, hyper: Any, data: Examples

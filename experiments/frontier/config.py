@@ -1,18 +1,16 @@
 """The tasks, the methods, and what of each is chosen on validation examples."""
 
-from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.core import methods
+from experiments.core.methods import Make, Setting
 import rvsm_jax
 
 SHARES = (0.80, 0.90, 0.95, 0.98, 0.99)
-# Where a ramp begins, as a share of the training.
-_BEGIN = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,59 +47,6 @@ TASKS = {
 }
 
 
-class Setting(NamedTuple):
-  """What an optimizer depends on, besides its method; numbers may be traced.
-
-  Attributes:
-    rate: the schedule of the learning rate.
-    momentum: of SGD.
-    steps: updates of the training.
-    share: of zeros that is wanted.
-    value: of the hyperparameter of the method.
-  """
-
-  rate: optax.Schedule
-  momentum: float
-  steps: int
-  share: Any
-  value: Any
-
-  @property
-  def sgd(self) -> optax.GradientTransformation:
-    """The optimizer of all methods."""
-    return optax.sgd(self.rate, self.momentum, nesterov=True)
-
-  def ramp(self, end: Any) -> optax.Schedule:
-    """The sparsity of Zhu & Gupta, from `_BEGIN` to `end`, shares of the training."""
-    begin, length = _BEGIN * self.steps, (end - _BEGIN) * self.steps
-
-    def schedule(count: jax.Array) -> jax.Array:
-      progress = jnp.clip((count - begin) / length, 0.0, 1.0)
-      return self.share * (1.0 - (1.0 - progress) ** 3)
-
-    return schedule
-
-  def by_share(
-    self,
-    make: Callable[[rvsm_jax.Penalty], optax.GradientTransformation],
-    scope: Any,
-    end: Any,
-  ) -> optax.GradientTransformation:
-    """A transformation with a `cardinality` whose share rises as the ramp."""
-
-    @optax.inject_hyperparams
-    def at(sparsity: jax.Array) -> optax.GradientTransformation:
-      return make(rvsm_jax.cardinality(sparsity, scope=scope))
-
-    return at(self.ramp(end))
-
-  def by_lam(
-    self, make: Callable[[jax.Array], optax.GradientTransformation], end: Any
-  ) -> optax.GradientTransformation:
-    """A transformation whose lam is moved until there are as many zeros."""
-    return rvsm_jax.target_sparsity(make, self.ramp(end), mask=rvsm_jax.kernels)
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
   """A way to a sparse network.
@@ -121,14 +66,12 @@ class Method:
   group: str
   hyper: str
   values: tuple[float, ...]
-  make: Callable[[Setting], optax.GradientTransformation]
+  make: Make
 
 
 _ENDS = (0.3, 0.5, 0.7, 0.85)
 _PULLS = (0.03, 0.1, 0.3, 1.0)
 _MASK: dict[str, Any] = {"mask": rvsm_jax.kernels}
-# As DESIGN's recipe has it: half of the training for the ramp.
-_END = 0.5
 
 
 def _cut_and_tuned(s: Setting) -> optax.GradientTransformation:
@@ -137,51 +80,17 @@ def _cut_and_tuned(s: Setting) -> optax.GradientTransformation:
   return optax.chain(s.sgd, rvsm_jax.magnitude_pruning(share, every=1))
 
 
-def _pruning(scope: Any) -> Callable[[Setting], optax.GradientTransformation]:
-  return lambda s: optax.chain(
-    s.sgd, rvsm_jax.magnitude_pruning(s.ramp(s.value), scope=scope)
-  )
-
-
-def _pull(s: Setting) -> Callable[[jax.Array], jax.Array]:
-  """Beta such that beta times the learning rate is the value of the method."""
-  return lambda count: s.value / s.rate(count)
-
-
-def _rvsm_by_share(scope: Any) -> Callable[[Setting], optax.GradientTransformation]:
+def _rvsm_by_share(scope: Any) -> Make:
   def make(s: Setting) -> optax.GradientTransformation:
     split = lambda penalty: rvsm_jax.rvsm(  # noqa: E731
-      s.rate, penalty, lam=1.0, beta=_pull(s), **_MASK
+      s.rate, penalty, lam=1.0, beta=s.pull, **_MASK
     )
-    return optax.chain(s.sgd, s.by_share(split, scope, _END))
+    return optax.chain(s.sgd, s.by_share(split, scope, methods.END))
 
   return make
 
 
-def _rvsm_by_lam(
-  penalty: rvsm_jax.Penalty,
-) -> Callable[[Setting], optax.GradientTransformation]:
-  def make(s: Setting) -> optax.GradientTransformation:
-    # lam times beta, so that lam alone is the step of the prox.
-    split = lambda lam: rvsm_jax.rvsm(  # noqa: E731
-      s.rate, penalty, lam=lambda n: lam * _pull(s)(n), beta=_pull(s), **_MASK
-    )
-    return optax.chain(s.sgd, s.by_lam(split, _END))
-
-  return make
-
-
-def _through_by_share(scope: Any) -> Callable[[Setting], optax.GradientTransformation]:
-  return lambda s: s.by_share(
-    lambda penalty: rvsm_jax.straight_through(s.sgd, penalty, step=1.0, **_MASK),
-    scope,
-    s.value,
-  )
-
-
-def _through_by_lam(
-  penalty: rvsm_jax.Penalty,
-) -> Callable[[Setting], optax.GradientTransformation]:
+def _through_by_lam(penalty: rvsm_jax.Penalty) -> Make:
   return lambda s: s.by_lam(
     lambda lam: rvsm_jax.straight_through(s.sgd, penalty, step=lam, **_MASK), s.value
   )
@@ -191,14 +100,14 @@ def _proximal(s: Setting) -> optax.GradientTransformation:
   step = lambda lam: rvsm_jax.proximal(  # noqa: E731
     s.rate, rvsm_jax.transformed_l1(s.value), lam=lam, **_MASK
   )
-  return optax.chain(s.sgd, s.by_lam(step, _END))
+  return optax.chain(s.sgd, s.by_lam(step, methods.END))
 
 
 def _admm(s: Setting) -> optax.GradientTransformation:
   split = lambda penalty: rvsm_jax.admm(  # noqa: E731
     s.rate, penalty, rho=s.value, **_MASK
   )
-  return optax.chain(s.sgd, s.by_share(split, "all", _END))
+  return optax.chain(s.sgd, s.by_share(split, "all", methods.END))
 
 
 METHODS = {
@@ -208,19 +117,19 @@ METHODS = {
     Method("tuned", "cut once, fine-tuned", "pruning", "cut at", _ENDS, _cut_and_tuned),
     Method(
       *("pruning-leaf", "magnitude pruning, per layer", "pruning"),
-      *("ramp until", _ENDS, _pruning("leaf")),
+      *("ramp until", _ENDS, methods.pruning("leaf")),
     ),
     Method(
       *("pruning-all", "magnitude pruning, one budget", "pruning"),
-      *("ramp until", _ENDS, _pruning("all")),
+      *("ramp until", _ENDS, methods.pruning("all")),
     ),
     Method(
       *("rvsm-l0", "RVSM, l0", "ours", "pull", _PULLS),
-      _rvsm_by_lam(rvsm_jax.l0()),
+      methods.rvsm(rvsm_jax.l0()),
     ),
     Method(
       *("rvsm-tl1", "RVSM, TL1", "ours", "pull", _PULLS),
-      _rvsm_by_lam(rvsm_jax.transformed_l1(0.1)),
+      methods.rvsm(rvsm_jax.transformed_l1(0.1)),
     ),
     Method(
       *("rvsm-leaf", "RVSM, cardinality per layer", "ours", "pull", _PULLS),
@@ -240,11 +149,11 @@ METHODS = {
     ),
     Method(
       *("through-leaf", "straight-through, cardinality per layer", "ours"),
-      *("ramp until", _ENDS, _through_by_share("leaf")),
+      *("ramp until", _ENDS, methods.straight_through("leaf")),
     ),
     Method(
       *("through-all", "straight-through, cardinality, one budget", "ours"),
-      *("ramp until", _ENDS, _through_by_share("all")),
+      *("ramp until", _ENDS, methods.straight_through("all")),
     ),
     Method(
       *("proximal-tl1", "proximal, TL1", "ours", "a", (0.01, 0.1, 1.0, 10.0)),
@@ -252,7 +161,7 @@ METHODS = {
     ),
     Method(
       *("sparsify", "sparsify, as it is", "ours", "–", (0.0,)),
-      lambda s: rvsm_jax.sparsify(s.sgd, s.share, steps=s.steps),
+      methods.sparsify,
     ),
     Method("admm", "ADMM, one budget", "ours", "rho", (0.3, 1.0, 3.0, 10.0), _admm),
   )

@@ -17,7 +17,6 @@ from experiments.core.run import Run
 from experiments.core.training import Data, Examples
 from experiments.frontier import config as configs
 from experiments.networks.perceptron import perceptron
-import rvsm_jax
 
 
 def load_data(
@@ -57,17 +56,6 @@ def trainer(config: configs.Config, steps: int) -> training.Trainer:
   )
 
 
-def exactly(params: Any, share: jax.Array) -> Any:
-  """The params with at least that share of zeros among the kernels: the rest is cut.
-
-  A method that ends with fewer zeros than it should would be at an advantage.
-  """
-  cut = rvsm_jax.magnitude_pruning(share)
-  nothing = jax.tree.map(jnp.zeros_like, params)
-  updates, _ = cut.update(nothing, cut.init(params), params)
-  return optax.apply_updates(params, updates)
-
-
 class Trainings:
   """All trainings of a method on a task, mapped over points by one program.
 
@@ -86,7 +74,7 @@ class Trainings:
     def run(params: Any, order: Any, hyper: Any, examples: Any, held: Any) -> Any:
       state, _ = one.whole(params, order, hyper, examples)
       zeros = measure.zeros(state.sparse)
-      sparse = exactly(state.sparse, hyper[0])
+      sparse = measure.with_share(state.sparse, hyper[0])
       return {
         "accuracy": training.accuracy(one.forward, sparse, held),
         "accuracy_w": training.accuracy(one.forward, state.params, held),
