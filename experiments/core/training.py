@@ -33,7 +33,10 @@ Forward = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
 
 class Examples(NamedTuple):
-  """Inputs (n, ...), and labels (n,); -1 is the label of what does not count."""
+  """Inputs (n, ...), and labels (n,); -1 is the label of what does not count.
+
+  Of text the labels are characters, (n, length).
+  """
 
   x: Any
   y: Any
@@ -154,7 +157,7 @@ class TrainState(NamedTuple):
 
 
 def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross entropy of each example, (n,), and whether its class was found, (n,)."""
+  """Cross entropy of each label, and whether it was found, both as the labels."""
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
   found = jnp.argmax(logits, axis=-1) == labels
   return jnp.where(labels < 0, 0.0, loss), found
@@ -188,7 +191,7 @@ def updated(
 
   grads, (loss, found, extra) = jax.grad(objective, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  added: dict[str, Any] = {"loss": loss, "accuracy": found, "seen": len(batch.y)}
+  added: dict[str, Any] = {"loss": loss, "accuracy": found, "seen": batch.y.size}
   return TrainState(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
@@ -344,10 +347,11 @@ def evaluator(
     batch_size: how many at a time.
     place: where a batch goes, on several devices.
   """
-  count = len(examples.y)
-  padding = -count % batch_size
+  count = examples.y.size
+  padding = -len(examples.y) % batch_size
   x = np.concatenate([examples.x, np.zeros_like(examples.x[:1]).repeat(padding, 0)])
-  y = np.concatenate([examples.y, np.full(padding, -1, np.int32)])
+  nothing = np.full((padding, *examples.y.shape[1:]), -1, np.int32)
+  y = np.concatenate([examples.y, nothing])
 
   @jax.jit
   def sums(params: Any, extra: Any, x: jax.Array, y: jax.Array) -> Any:
