@@ -369,25 +369,41 @@ def evaluator(
   return evaluate
 
 
-def accuracy(forward: Forward, params: Any, examples: Examples) -> jax.Array:
-  """The share of the examples whose class is found: to be traced.
+def means(
+  forward: Forward, params: Any, examples: Examples
+) -> tuple[jax.Array, jax.Array]:
+  """The mean loss, and the share of the labels that are found: to be traced.
 
-  In parts of about 1,000, since the activations of all images would fill the memory.
+  In parts of about 1,000 examples, or 50 of text, since the activations of all would
+  fill the memory.
   """
   size = len(examples.y)
-  parts = max(1, size // 1000)
+  parts = max(1, size // (1000 if examples.y.ndim == 1 else 50))
   whole = size // parts * parts
-  right = jax.lax.map(
-    lambda part: losses(forward(params, (), part.x)[0], part.y)[1],
-    jax.tree.map(
-      lambda a: a[:whole].reshape(parts, -1, *a.shape[1:]), Examples(*examples)
+
+  def sums(part: Examples) -> tuple[jax.Array, jax.Array]:
+    logits, _ = forward(params, (), part.x)
+    return jax.tree.map(jnp.sum, losses(logits, part.y))
+
+  total = jax.tree.map(
+    jnp.sum,
+    jax.lax.map(
+      sums,
+      jax.tree.map(
+        lambda a: a[:whole].reshape(parts, -1, *a.shape[1:]), Examples(*examples)
+      ),
     ),
   )
-  total = jnp.sum(right)
   if size > whole:
-    logits, _ = forward(params, (), examples.x[whole:])
-    total = total + jnp.sum(losses(logits, examples.y[whole:])[1])
-  return total / jnp.sum(examples.y >= 0)
+    rest = sums(Examples(examples.x[whole:], examples.y[whole:]))
+    total = jax.tree.map(jnp.add, total, rest)
+  count = jnp.sum(examples.y >= 0)
+  return total[0] / count, total[1] / count
+
+
+def accuracy(forward: Forward, params: Any, examples: Examples) -> jax.Array:
+  """The share of the labels that are found: to be traced."""
+  return means(forward, params, examples)[1]
 
 
 def networks_metrics(
