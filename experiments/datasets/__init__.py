@@ -115,12 +115,7 @@ def _with_font(chosen: DataSet, font: pathlib.Path) -> DataSet:
 
 
 def samples(name: str, count: int) -> Arrays:
-  """Test images of one of the project's own sets, drawn anew, without a cache.
-
-  Args:
-    name: planar_shapes or alphabets.
-    count: how many, half of them of each class.
-  """
+  """Test images of planar_shapes or alphabets, drawn anew, half of each class."""
   module: Any = {"planar_shapes": planar_shapes, "alphabets": alphabets}[name]
   split = list(SETS[name].splits).index("test")
   images, labels = zip(*(module.example(split, i) for i in range(count)), strict=True)
@@ -128,13 +123,7 @@ def samples(name: str, count: int) -> Arrays:
 
 
 def note(name: str, x: Any, y: Any) -> str:
-  """What is to be said of a set: which part of what was published it is.
-
-  Args:
-    name: of the set.
-    x: its test inputs.
-    y: their labels.
-  """
+  """What is to be said of a set: which part of what was published it is."""
   if name == "cifar10":
     return cifar.test_set_note(x, y)
   if name == text.SET.name:

@@ -119,12 +119,6 @@ def cache_split(
 
   TFDS renames a finished set into place, and so does this function with the cache:
   whatever is interrupted leaves nothing that would be taken for a whole set.
-
-  Args:
-    make: returns a new builder of the set.
-    split: which.
-    cache: the file to write, which has `images` and `labels`.
-    feature: what the builder calls the images.
   """
   builder = make()
   try:

@@ -167,17 +167,7 @@ def contents(
   source: pathlib.Path | None,
   download: Callable[[str], str | os.PathLike[str]],
 ) -> dict[str, bytes]:
-  """The contents of the original files of a set, by name.
-
-  Args:
-    table: the set.
-    source: see `load`.
-    download: from a URL to the path of the file.
-
-  Raises:
-    FileNotFoundError: if a file is missing, and cannot be downloaded.
-    ValueError: if it is another one.
-  """
+  """The contents of the original files of a set, by name."""
   out = {}
   for file in table.files:
     if source is not None:
