@@ -381,11 +381,11 @@ def measure(config: Config, torch: bool) -> dict[str, Any]:
   return out
 
 
-def _table(columns: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+def _table(columns: tables.Columns, rows: dict[str, dict[str, Any]]) -> str:
   return tables.of_rows(columns, [{"name": name, **row} for name, row in rows.items()])
 
 
-_UPDATES = {
+_UPDATES: tables.Columns = {
   "optimizer": "{name}",
   "ratio to sgd": "{ratio:.2f}",
   "bytes compiled": "{bytes:.1f}",
@@ -395,7 +395,7 @@ _UPDATES = {
   "temporary bytes": "{temporary_bytes:.1f}",
   "page faults": "{page_faults:.0f}",
 }
-_STEPS = {
+_STEPS: tables.Columns = {
   "optimizer": "{name}",
   "ratio to sgd": "{ratio:.3f}",
   "step": lambda row: f"{1e3 * row['seconds']:.0f} ms",

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from matplotlib.axes import Axes
 import numpy as np
 import safetensors.numpy
 import tyro
@@ -67,14 +66,8 @@ def sizes(config: Config) -> list[dict[str, Any]]:
         }
         safetensors.numpy.save_file(params, dense)
         export.save(sparse, params)
-        rows.append(
-          {
-            "dtype": jnp.dtype(dtype).name,
-            "share": share,
-            "dense": dense.stat().st_size,
-            "sparse": sparse.stat().st_size,
-          }
-        )
+        bytes_ = {file.name: file.stat().st_size for file in (dense, sparse)}
+        rows.append({"dtype": jnp.dtype(dtype).name, "share": share, **bytes_})
   return rows
 
 
@@ -141,61 +134,58 @@ def break_even(shares: Sequence[float], speedups: Sequence[float]) -> float | No
   return float(-np.expm1(kept[last] + part * (kept[last + 1] - kept[last])))
 
 
-def _series(rows: Sequence[dict[str, Any]]) -> dict[tuple, tuple[list, list]]:
-  """Shares and speedups of each shape and batch."""
-  series: dict[tuple, tuple[list, list]] = {}
+Row = dict[str, Any]
+
+
+def _grouped(rows: Sequence[Row], *keys: str) -> dict[tuple, list[Row]]:
+  """The rows that agree in the values of some keys, by these values."""
+  groups: dict[tuple, list[Row]] = {}
   for row in rows:
-    key = (tuple(row["shape"]), row["batch"])
-    shares, speedups = series.setdefault(key, ([], []))
-    shares.append(row["share"])
-    speedups.append(row["speedup"])
-  return series
+    key = (tuple(v) if isinstance(v, list) else v for v in map(row.get, keys))
+    groups.setdefault(tuple(key), []).append(row)
+  return groups
 
 
-def draw(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+def draw(path: pathlib.Path, rows: Sequence[Row]) -> None:
   """Speedup against the share of zeros, one panel for each batch."""
-  series = _series(rows)
-  batches = sorted({batch for _, batch in series})
+  batches = sorted(_grouped(rows, "batch").items())
+  ticks, times = Config.shares, (0.01, 0.1, 1, 10)
   with plots.figure(path, columns=len(batches)) as axes:
-    for ax, batch in zip(axes[0], batches, strict=True):
-      _panel(ax, batch, {shape: xy for (shape, b), xy in series.items() if b == batch})
+    for ax, ((batch,), of_batch) in zip(axes[0], batches, strict=True):
+      for ((inputs, outputs),), line in _grouped(of_batch, "shape").items():
+        kept = [1 - row["share"] for row in line]
+        speedups = [row["speedup"] for row in line]
+        style = {"marker": "o", "markersize": 3.5}
+        ax.plot(kept, speedups, label=f"{inputs} x {outputs}", **style)
+      ax.axhline(1, color=plots.GREY, linewidth=1, linestyle="--")
+      ax.set(xscale="log", yscale="log", ylim=(0.01, 12))
+      ax.set(xlabel="zeros", title=f"batch {batch}")
+      ax.set_xticks([1 - share for share in ticks], [f"{100 * s:g}%" for s in ticks])
+      ax.tick_params(axis="x", labelsize=8, rotation=45)
+      ax.set_yticks(times, [f"{time:g}" for time in times])
+      ax.minorticks_off()
+      ax.invert_xaxis()
     axes[0, 0].set_ylabel("time of dense over BCOO")
     axes[0, 0].legend(title="kernel", loc="lower right")
 
 
-def _panel(ax: Axes, batch: int, series: dict[tuple[int, int], tuple]) -> None:
-  for (inputs, outputs), (shares, speedups) in series.items():
-    kept = [1 - share for share in shares]
-    ax.plot(kept, speedups, marker="o", markersize=3.5, label=f"{inputs} x {outputs}")
-  ax.axhline(1, color=plots.GREY, linewidth=1, linestyle="--")
-  ax.set(xscale="log", yscale="log", ylim=(0.01, 12))
-  ax.set(xlabel="zeros", title=f"batch {batch}")
-  ticks = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-  ax.set_xticks([1 - share for share in ticks], [f"{100 * s:g}%" for s in ticks])
-  ax.tick_params(axis="x", labelsize=8, rotation=45)
-  times = (0.01, 0.1, 1, 10)
-  ax.set_yticks(times, [f"{time:g}" for time in times])
-  ax.minorticks_off()
-  ax.invert_xaxis()
+_SIZES: tables.Columns = {
+  "dtype": "{dtype}",
+  "zeros": lambda row: tables.percent(row["share"], 1),
+  "dense": "{dense:,}",
+  "sparse": "{sparse:,}",
+  "of dense": lambda row: tables.percent(row["sparse"] / row["dense"], 1),
+}
 
 
 def page(result: dict[str, Any]) -> str:
   """The report as Markdown."""
-  size_rows = [
-    [
-      row["dtype"],
-      tables.percent(row["share"], 1),
-      f"{row['dense']:,}",
-      f"{row['sparse']:,}",
-      tables.percent(row["sparse"] / row["dense"], 1),
-    ]
-    for row in result["sizes"]
-  ]
   shares = result["config"]["shares"]
-  product_rows = []
-  for (shape, batch), (_, speedups) in _series(result["products"]).items():
+  products = []
+  for (shape, batch), rows in _grouped(result["products"], "shape", "batch").items():
+    speedups = [row["speedup"] for row in rows]
     point = break_even(shares, speedups)
-    product_rows.append(
+    products.append(
       [
         f"{shape[0]} x {shape[1]}, batch {batch}",
         *(f"{speedup:.2f}" for speedup in speedups),
@@ -204,33 +194,29 @@ def page(result: dict[str, Any]) -> str:
     )
   inputs, outputs = result["config"]["shapes"][-1]
   header = ["kernel", *(tables.percent(share, 1) for share in shares), "break-even"]
-  return "\n".join(
-    [
-      "# Exact export",
-      "",
-      "## Checkpoints",
-      "",
-      f"Bytes of a kernel {inputs} x {outputs}, zeros anywhere, with its bias:",
-      "as plain safetensors, and as `rvsm_jax.export.save` writes them.",
-      "",
-      tables.table(["dtype", "zeros", "dense", "sparse", "of dense"], size_rows),
-      "",
-      "## BCOO",
-      "",
-      "`x @ kernel` in float32: the time with the dense kernel over that with",
-      "`rvsm_jax.export.to_bcoo`, by the share of zeros; above 1, BCOO is faster.",
-      f"Processor time on one core, median over {result['config']['repeats']} turns.",
-      "From the break-even on, BCOO is faster at every share measured.",
-      "",
-      tables.table(header, product_rows),
-      "",
-      "![Speedup against zeros](bcoo.png)",
-      "",
-      results.footer([result]),
-      "Written by `python -m experiments export`.",
-      "",
-    ]
-  )
+  return f"""# Exact export
+
+## Checkpoints
+
+Bytes of a kernel {inputs} x {outputs}, zeros anywhere, with its bias:
+as plain safetensors, and as `rvsm_jax.export.save` writes them.
+
+{tables.of_rows(_SIZES, result["sizes"])}
+
+## BCOO
+
+`x @ kernel` in float32: the time with the dense kernel over that with
+`rvsm_jax.export.to_bcoo`, by the share of zeros; above 1, BCOO is faster.
+Processor time on one core, median over {result["config"]["repeats"]} turns.
+From the break-even on, BCOO is faster at every share measured.
+
+{tables.table(header, products)}
+
+![Speedup against zeros](bcoo.png)
+
+{results.footer([result])}
+Written by `python -m experiments export`.
+"""
 
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:

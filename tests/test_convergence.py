@@ -14,7 +14,7 @@ pytest.importorskip("tyro")
 
 from experiments import convergence as command
 from experiments.convergence import counterexamples, problem, report, runs, studies
-from experiments.convergence.lemmas import monte_carlo
+from experiments.convergence.problem import monte_carlo
 from experiments.core import cli, results
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -18,7 +18,7 @@ import jax
 import rich.progress
 import tyro
 
-from experiments.convergence import counterexamples, lemmas, report, studies
+from experiments.convergence import counterexamples, problem, report, studies
 from experiments.core import cli, results
 from experiments.core.run import Run
 
@@ -26,7 +26,7 @@ from experiments.core.run import Run
 def parts(config: studies.Config) -> dict[str, Callable[[], Any]]:
   """All that is run, by name; each is finished before the next one begins."""
   found: dict[str, Callable[[], Any]] = {
-    "lemmas": lambda: lemmas.check(config.samples, config.seed),
+    "lemmas": lambda: problem.check(config.samples, config.seed),
     "counterexamples": lambda: list(
       map(counterexamples.summary, counterexamples.EXAMPLES)
     ),

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+# By the header of each column the format, or a function, of a row.
+Columns = Mapping[str, str | Callable[[Any], str]]
+
 
 def percent(share: float | None, decimals: int = 2) -> str:
   """A share in per cent; a dash for what there is not.
@@ -32,10 +35,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join(map(line, [header, rule, *rows]))
 
 
-def of_rows(
-  columns: Mapping[str, str | Callable[[Any], str]], rows: Iterable[Mapping[str, Any]]
-) -> str:
-  """A table of rows; by the header of each column the format, or function, of a row."""
+def of_rows(columns: Columns, rows: Iterable[Any]) -> str:
+  """A table with a line for each row, such as a dictionary for the formats."""
   kinds = columns.values()
   cells = [
     [kind.format(**row) if isinstance(kind, str) else kind(row) for kind in kinds]
