@@ -26,7 +26,7 @@ import tyro
 from experiments import datasets
 from experiments.core import cli, measure, results, training
 from experiments.core.run import Run
-from experiments.core.training import Examples
+from experiments.core.training import Data, Examples
 from experiments.networks.perceptron import perceptron
 import rvsm_jax
 
@@ -54,11 +54,6 @@ class Config:
   batch_size: int = 64
   learning_rate: float = 0.05
   seed: int = 0
-
-
-def network(config: Config) -> nnx.Module:
-  """Two dense layers, for the 64 pixels and 10 classes of DIGITS."""
-  return perceptron([64, config.hidden, 10], nnx.Rngs(config.seed))
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -94,8 +89,12 @@ def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
 def spread_network(
   mesh: Mesh, config: Config
 ) -> tuple[training.Forward, Callable[[], nnx.State]]:
-  """The network, and what makes its initial weights, split among the devices."""
-  graph, shapes = nnx.split(nnx.eval_shape(lambda: network(config)), nnx.Param)
+  """Two dense layers, and what makes their weights, split among the devices."""
+
+  def network() -> nnx.Module:
+    return perceptron([64, config.hidden, 10], nnx.Rngs(config.seed))
+
+  graph, shapes = nnx.split(nnx.eval_shape(network), nnx.Param)
   places = jax.tree.map(functools.partial(placement, mesh), shapes)
 
   def forward(params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, Any]:
@@ -105,29 +104,26 @@ def spread_network(
     return nnx.merge(graph, whole)(x), extra
 
   def initial_params() -> nnx.State:
-    params = nnx.state(network(config), nnx.Param)
+    params = nnx.state(network(), nnx.Param)
     return jax.tree.map(jax.sharding.reshard, params, places)
 
   return forward, initial_params
 
 
-def load(mesh: Mesh, data_dir: pathlib.Path | None) -> tuple[Examples, Examples, int]:
+def load(mesh: Mesh, data_dir: pathlib.Path | None) -> Data:
   """DIGITS: for training, every process has all; for testing, split among devices.
 
-  Returns:
-    Both, and how many there are for testing: they are padded until the devices divide
-    them, with labels of -1, which do not count.
+  The latter are padded until the devices divide them, with labels of -1.
   """
-  (x, y), (test_x, test_y) = (
-    datasets.load("digits", split, data_dir) for split in ("train", "test")
-  )
+  x, y = datasets.load("digits", "train", data_dir)
+  test_x, test_y = datasets.load("digits", "test", data_dir)
   x, test_x = (pixels.astype(np.float32) / 16 for pixels in (x, test_x))
   padding = -len(test_x) % mesh.size
   held = Examples(
     spread(mesh, np.pad(test_x, ((0, padding), (0, 0)))),
     spread(mesh, np.pad(test_y, (0, padding), constant_values=-1)),
   )
-  return Examples(x, y), held, len(test_y)
+  return Data(Examples(x, y), held)
 
 
 def train(
@@ -135,12 +131,8 @@ def train(
 ) -> dict[str, Any]:
   """Trains on DIGITS; every process of the mesh calls it with the same arguments.
 
-  Returns:
-    The result: "final" has the accuracy on the test examples, and the zeros of the
-    kernels, of the sparse network.
-
-  Raises:
-    ValueError: if the devices do not divide the batch.
+  Its run directory is one that all processes share, from whose newest checkpoint it
+  goes on, also on another number of devices.
   """
   if config.batch_size % mesh.size:
     raise ValueError(
@@ -149,7 +141,7 @@ def train(
     )
   if (result := run.finished()) is not None:
     return result
-  (x, y), held, tested = load(mesh, data_dir)
+  (x, y), held = load(mesh, data_dir)
   forward, initial_params = spread_network(mesh, config)
   tx = optimizer(config, config.epochs * (len(x) // config.batch_size))
 
@@ -162,17 +154,14 @@ def train(
     return training.updated(forward, tx, state, batch)
 
   @jax.jit
-  def measured(
-    state: training.TrainState, held: Examples
-  ) -> tuple[jax.Array, jax.Array]:
+  def measured(state: training.TrainState, held: Examples) -> dict[str, jax.Array]:
     logits, _ = forward(state.sparse, (), held.x)
-    found = jnp.sum(jnp.argmax(logits, axis=-1) == held.y) / tested
-    return found, measure.zeros(state.sparse)
+    found = jnp.sum(jnp.argmax(logits, axis=-1) == held.y) / jnp.sum(held.y >= 0)
+    return {"test_accuracy": found, "zeros": measure.zeros(state.sparse)}
 
   def metrics(state: training.TrainState) -> dict[str, float]:
     # All processes compute what one of them prints.
-    accuracy, zeros = map(float, measured(state, held))
-    return {"test_accuracy": accuracy, "zeros": zeros}
+    return jax.tree.map(float, measured(state, held))
 
   with jax.set_mesh(mesh):
     state, record = training.fit(

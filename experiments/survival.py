@@ -8,6 +8,7 @@ numbers, and its directory have the same files.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -17,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
 
 from experiments.core import cli, results
-from experiments.core.tables import table
+from experiments.core.tables import Columns, of_rows
 
 Name = Literal["curves", "integrated", "cifar", "convergence"]
 
@@ -45,16 +46,6 @@ _COMMANDS: dict[Name, str] = {
 
 # What a result says of the process that wrote it.
 _VOLATILE = ("seconds", "git_revision", "hardware", "versions")
-
-
-class Child(Protocol):
-  """A process, as `subprocess.Popen` is one."""
-
-  def wait(self, timeout: float | None = None) -> int:
-    """The exit status; raises `subprocess.TimeoutExpired`."""
-
-  def kill(self) -> None:
-    """Sends SIGKILL."""
 
 
 class Kill(NamedTuple):
@@ -88,7 +79,7 @@ class Outcome(NamedTuple):
 
 
 def survive(
-  start: Callable[[pathlib.Path], Child],
+  start: Callable[[pathlib.Path], Any],
   directory: pathlib.Path,
   kills: int,
   rng: np.random.Generator,
@@ -116,7 +107,7 @@ def survive(
   return Outcome(seconds, done, trainings, differences)
 
 
-def _kill_after(child: Child, seconds: float) -> bool:
+def _kill_after(child: Any, seconds: float) -> bool:
   """Whether a process was still there after so many seconds, and was killed."""
   try:
     child.wait(seconds)
@@ -147,8 +138,7 @@ def compare(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
   lines = [f"{killed} lacks {name}" for name in sorted(theirs - ours)]
   lines += [f"{killed} has {name} left over" for name in sorted(ours - theirs)]
   for name in sorted(name for name in ours & theirs if name.endswith(".json")):
-    pair = [numbers(json.loads((root / name).read_text())) for root in (killed, whole)]
-    if pair[0] != pair[1]:
+    if numbers(killed / name) != numbers(whole / name):
       lines.append(f"{killed / name} has other numbers")
   return lines
 
@@ -166,64 +156,58 @@ def files(directory: pathlib.Path) -> set[str]:
   return found
 
 
-def numbers(value: Any) -> Any:
-  """A result without what is of the process alone."""
-  if isinstance(value, dict):
-    return {k: numbers(v) for k, v in value.items() if k not in _VOLATILE}
-  if isinstance(value, list):
-    return [numbers(item) for item in value]
-  return value
+def numbers(file: pathlib.Path) -> Any:
+  """What a JSON file says, without what is of the process alone."""
+  return json.loads(
+    file.read_text(),
+    object_hook=lambda found: {k: v for k, v in found.items() if k not in _VOLATILE},
+  )
 
 
-def command(name: Name, compiled: pathlib.Path) -> Callable[[pathlib.Path], Child]:
-  """Starts an experiment, reduced in size, in a process of its own."""
+def start(
+  name: Name, compiled: pathlib.Path, directory: pathlib.Path
+) -> subprocess.Popen:
+  """A process with an experiment, reduced in size, that keeps compiled programs."""
+  text = _COMMANDS[name].format(results=directory / "results", output=directory)
+  environ = {
+    "JAX_COMPILATION_CACHE_DIR": str(compiled),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  return subprocess.Popen(
+    [sys.executable, "-m", *text.split()],
+    cwd=_ROOT,
+    env=os.environ | environ,
+    stdout=subprocess.DEVNULL,
+  )
 
-  def start(directory: pathlib.Path) -> Child:
-    text = _COMMANDS[name].format(results=directory / "results", output=directory)
-    arguments = [sys.executable, "-m", *text.split()]
-    environ = {
-      "JAX_COMPILATION_CACHE_DIR": str(compiled),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(
-      arguments, cwd=_ROOT, env=os.environ | environ, stdout=subprocess.DEVNULL
-    )
 
-  return start
+_COLUMNS: Columns = {
+  "experiment": lambda item: item[0],
+  "kills": lambda item: str(len(item[1]["kills"])),
+  "with a checkpoint": lambda item: str(
+    sum(kill["step"] is not None for kill in item[1]["kills"])
+  ),
+  "trainings": lambda item: str(item[1]["trainings"]),
+  "differences": lambda item: "; ".join(item[1]["differences"]) or "none",
+}
 
 
 def markdown(result: dict[str, Any]) -> str:
   """The table of a result."""
-  rows = []
-  for name, found in result["experiments"].items():
-    steps = [kill["step"] for kill in found["kills"]]
-    rows.append(
-      [
-        name,
-        str(len(steps)),
-        str(sum(step is not None for step in steps)),
-        str(found["trainings"]),
-        "none" if not found["differences"] else "; ".join(found["differences"]),
-      ]
-    )
-  head = ["experiment", "kills", "with a checkpoint", "trainings", "differences"]
-  total = sum(len(found["kills"]) for found in result["experiments"].values())
-  return (
-    "\n\n".join(
-      [
-        "# Runs that survive",
-        f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
-        " uniformly from the time that the undisturbed training takes. After each kill"
-        " the same command was run again in the same directory; one that got to its"
-        " end was compared with the undisturbed training: the same names of files, so"
-        " that nothing is left over, and the same content of every JSON file but for"
-        f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
-        table(head, rows),
-        results.footer([result]),
-      ]
-    )
-    + "\n"
-  )
+  found = result["experiments"]
+  total = sum(len(one["kills"]) for one in found.values())
+  parts = [
+    "# Runs that survive",
+    f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
+    " uniformly from the time that the undisturbed training takes. After each kill"
+    " the same command was run again in the same directory; one that got to its"
+    " end was compared with the undisturbed training: the same names of files, so"
+    " that nothing is left over, and the same content of every JSON file but for"
+    f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
+    of_rows(_COLUMNS, found.items()),
+    results.footer([result]),
+  ]
+  return "\n\n".join(parts) + "\n"
 
 
 def write(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -268,8 +252,8 @@ def main(
     root = pathlib.Path(scratch)
     for name, count in zip(config.experiments, config.kills, strict=True):
       results.console.rule(name)
-      start = command(name, root / "compiled")
-      outcome = survive(start, root / name, count, rng)
+      command = functools.partial(start, name, root / "compiled")
+      outcome = survive(command, root / name, count, rng)
       found[name] = outcome._asdict() | {"kills": [k._asdict() for k in outcome.kills]}
       # After every experiment, since all of them take long.
       result = results.result("survival", config, None, experiments=found)

@@ -17,7 +17,7 @@ from experiments.core import backend, measure, tables
 from experiments.core.run import ConfigMismatchError, Run
 from experiments.core.training import TrainState
 from experiments.curves import config as configs
-from experiments.curves import details, paper, report, train
+from experiments.curves import paper, report, train
 from experiments.networks import layers
 from experiments.networks.curves import CurvesCNN
 import rvsm_jax
@@ -245,8 +245,8 @@ def test_w_cut_at_the_gap_keeps_what_is_above():
   kernel[:, :64] = 0.5
   params["dense"]["kernel"][...] = jnp.asarray(kernel)
   seen = []
-  found = details.final(
-    params, params, None, lambda p: seen.append(np.asarray(details.layer(p))) or (1, 1)
+  found = train.final(
+    params, params, None, lambda p: seen.append(np.asarray(train.layer(p))) or (1, 1)
   )
   np.testing.assert_array_equal(seen[0], kernel)
   np.testing.assert_array_equal(seen[1], np.where(kernel == 0.5, kernel, 0))
@@ -258,7 +258,7 @@ def test_sign_changes_are_counted_for_each_convolution():
   _, before = train.initial_params(MICRO)
   _, after = train.initial_params(MICRO)
   after["conv1"]["kernel"][...] = -after["conv1"]["kernel"][...]
-  changes = details.final(before, after, None, lambda _: (0.0, 0.0))["sign_changes"]
+  changes = train.final(before, after, None, lambda _: (0.0, 0.0))["sign_changes"]
   assert changes["conv1"] == {"count": 288, "share": 1.0}
   assert changes["conv2"] == changes["conv3"] == {"count": 0, "share": 0.0}
 

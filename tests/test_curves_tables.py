@@ -15,7 +15,7 @@ from experiments.core import measure, results
 from experiments.core.run import Run
 from experiments.core.training import Examples, epoch_order
 from experiments.curves import config as configs
-from experiments.curves import details, paper, path, tables, train
+from experiments.curves import paper, path, tables, train
 import rvsm_jax
 
 
@@ -76,9 +76,7 @@ def test_overwriting_makes_w_equal_to_u_at_the_end_of_every_epoch(
     result = train.train(config, run)
     _, params = train.initial_params(config)
     state, _ = run.restore(train.trainer(config, 12).init(params, {}))
-  np.testing.assert_array_equal(
-    details.layer(state.params), details.layer(state.sparse)
-  )
+  np.testing.assert_array_equal(train.layer(state.params), train.layer(state.sparse))
   assert result["final"]["zeros"]["w"] == result["final"]["zeros"]["u"] > 0.7
   momentum = optax.tree.get(state.opt_state, "trace")
   assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(momentum))
@@ -160,7 +158,7 @@ def final():
   w = jax.random.normal(jax.random.key(0), (5408, 128))
   params = {"dense": {"kernel": w}}
   params |= {f"conv{n}": {"kernel": jnp.ones((3, 3, 1, 2))} for n in (1, 2, 3)}
-  return details.final(params, params, params, lambda params: (0.5, 0.5))
+  return train.final(params, params, params, lambda params: (0.5, 0.5))
 
 
 @pytest.fixture

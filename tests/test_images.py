@@ -17,7 +17,7 @@ from experiments import __main__ as experiments
 from experiments import datasets
 from experiments.core.run import ConfigMismatchError, Run
 from experiments.curves import config as configs
-from experiments.curves import details, images, predict, train
+from experiments.curves import images, predict, train
 
 SIDE = 500
 
@@ -445,8 +445,8 @@ def test_temperature_undoes_overconfidence():
   rng = np.random.default_rng(0)
   logits = rng.normal(0, 2, (20_000, 2))
   labels = (rng.random(20_000) < special.softmax(logits, axis=1)[:, 1]).astype(int)
-  assert details.temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
-  assert details.temperature(logits / 2, labels) == 1.0
+  assert train.temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
+  assert train.temperature(logits / 2, labels) == 1.0
 
 
 def _command(*arguments):

@@ -1,6 +1,8 @@
-"""Table and figures of one training, from its result and its data."""
+"""Tables and figures, from results and data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import functools
+import itertools
 import pathlib
 from typing import Any
 
@@ -12,7 +14,7 @@ from experiments import datasets
 from experiments.core import plots, results
 from experiments.core.tables import percent, table
 from experiments.core.training import Examples
-from experiments.curves import paper
+from experiments.curves import paper, path
 from experiments.curves.config import Config
 
 
@@ -170,14 +172,14 @@ Protocol: {protocol(config)}
 """
 
 
-def draw_training(result: dict[str, Any], path: pathlib.Path) -> None:
+def draw_training(result: dict[str, Any], file: pathlib.Path) -> None:
   """Losses, accuracies and zeros against epochs; Fig. 4 of the paper."""
   epochs = {
     name: [metrics[name] for metrics in result["epochs"]]
     for name in result["epochs"][0]
   }
   number = epochs["epoch"]
-  with plots.figure(path, columns=3) as axes:
+  with plots.figure(file, columns=3) as axes:
     left, middle, right = axes[0]
     left.plot(number, epochs["loss"], color=plots.GREY, label="training, w")
     left.plot(number, epochs["test_loss"], color=plots.BLUE, label="test, w")
@@ -200,9 +202,9 @@ def draw_training(result: dict[str, Any], path: pathlib.Path) -> None:
       panel.xaxis.get_major_locator().set_params(integer=True)
 
 
-def draw_weights(result: dict[str, Any], path: pathlib.Path) -> None:
+def draw_weights(result: dict[str, Any], file: pathlib.Path) -> None:
   """How the magnitudes of the dense layer are distributed; Fig. 6 of the paper."""
-  with plots.figure(path, width=7.0, height=3.8) as axes:
+  with plots.figure(file, width=7.0, height=3.8) as axes:
     draw_histogram(axes[0, 0], result)
     axes[0, 0].set_title(f"Dense layer: {penalty_name(result['config'])}")
 
@@ -235,14 +237,14 @@ def draw_histogram(panel: Axes, result: dict[str, Any]) -> None:
   panel.set_ylim(top=2e7)
 
 
-def draw_own_samples(name: str, path: pathlib.Path) -> None:
+def draw_own_samples(name: str, file: pathlib.Path) -> None:
   """`draw_samples` of one of the project's own sets."""
-  draw_samples(Examples(*datasets.samples(name, 32)), path, Config().class_names)
+  draw_samples(Examples(*datasets.samples(name, 32)), file, Config().class_names)
 
 
 def draw_samples(
   data: Examples,
-  path: pathlib.Path,
+  file: pathlib.Path,
   classes: Sequence[str],
   columns: int = 8,
 ) -> None:
@@ -252,7 +254,7 @@ def draw_samples(
     images = data.x[data.y == label][: 2 * columns]
     rows += [images[:columns], images[columns:]]
   paper_and_ink = matplotlib.colors.ListedColormap(["white", "black"])
-  with plots.figure(path, len(rows), columns, width=1.1, height=1.15) as axes:
+  with plots.figure(file, len(rows), columns, width=1.1, height=1.15) as axes:
     for panel in axes.ravel():
       panel.set(xticks=[], yticks=[])
       panel.grid(False)
@@ -262,3 +264,84 @@ def draw_samples(
         panel.imshow(image[:, :, 0], cmap=paper_and_ink, vmin=0, vmax=1)
     for label, name in enumerate(classes):
       axes[2 * label, 0].set_title(name)
+
+
+# The results of the path, the printed and the tuned rows of one set of images.
+Blocks = Mapping[str, Sequence[dict[str, Any]]]
+
+
+def draw(data: str, blocks: Blocks, directory: pathlib.Path) -> list[pathlib.Path]:
+  """Draws what there are results for, and returns the paths of the figures."""
+  files = [directory / f"{data}-samples.png"]
+  draw_own_samples(data, files[0])
+  if blocks["path"]:
+    files.append(directory / f"{data}-path.png")
+    draw_path(data, blocks, files[-1])
+  if blocks["printed"]:
+    files.append(directory / f"{data}-distributions.png")
+    draw_distributions(blocks, files[-1])
+  for row in blocks["printed"]:
+    if row["config"]["penalty"] == "l0" and row["config"]["seed"] == 0:
+      files.append(directory / f"{data}-training.png")
+      draw_training(row, files[-1])
+  return files
+
+
+def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
+  """Accuracy against zeros: paths, full trainings, and the paper's rows."""
+
+  def of_kind(block: str, penalty: str, a: float) -> list[dict[str, Any]]:
+    configs = [(row, row["config"]) for row in blocks[block]]
+    return [row for row, c in configs if (c["penalty"], c["a"]) == (penalty, a)]
+
+  def points(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    found = [row["final"] for row in rows]
+    return [1 - f["zeros"]["u"] for f in found], [f["accuracy"]["u"] for f in found]
+
+  with plots.figure(file, width=8.4, height=4.6) as axes:
+    (panel,) = axes[0]
+    for color, kind in zip(plots.COLORS, path.PENALTIES, strict=False):
+      rows = [r for r in of_kind("path", *kind) if r["config"]["beta"] == Config.beta]
+      rows.sort(key=lambda row: row["config"]["threshold"])
+      name = penalty_name(results.plain(Config(penalty=kind[0], a=kind[1])))
+      style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1}
+      panel.plot(*points(rows), color=color, label=name, **style)
+      dot = functools.partial(panel.scatter, color=color, zorder=3)
+      dot(*points(of_kind("tuned", *kind)), marker="*", s=130)
+      if (row := paper.row(data, *kind)) is not None:
+        dot(1 - row[1].sparsity / 100, row[1].accuracy / 100, marker="x", s=50)
+    styles: dict[str, dict[str, Any]] = {
+      f"path: {path.REDUCED['train_size']:,} images, {path.REDUCED['epochs']} epochs,"
+      " validation": {"marker": "o", "markersize": 4},
+      "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
+      "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
+    }
+    for label, style in styles.items():
+      panel.plot([], [], color=plots.GREY, linestyle="none", label=label, **style)
+    panel.set(
+      title=f"{title(data)}: accuracy of u against its weights",
+      xlabel="share of the dense layer's weights that is not zero",
+      ylabel="accuracy",
+      xscale="log",
+    )
+    panel.invert_xaxis()
+    panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    plots.percent_axis(panel)
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def draw_distributions(blocks: Blocks, file: pathlib.Path) -> None:
+  """Magnitudes of a sparse network's weights beside the dense one's; Fig. 6."""
+  rows = {
+    (block, row["config"]["penalty"]): row
+    for block in ("printed", "tuned")
+    for row in blocks[block]
+    if row["config"]["seed"] == 0
+  }
+  wanted = [key for key in itertools.product(blocks, ("none", "l0")) if key in rows]
+  height = -(-len(wanted) // 2)
+  with plots.figure(file, height, 2, width=5.6, height=3.2) as axes:
+    for panel, (block, penalty) in zip(axes.ravel(), wanted, strict=False):
+      draw_histogram(panel, rows[block, penalty])
+      name = penalty_name(rows[block, penalty]["config"])
+      panel.set_title(f"{name}, {'as printed' if block == 'printed' else block}")

@@ -29,7 +29,7 @@ from experiments.core import jobs as jobs_
 from experiments.core.run import Run
 from experiments.core.tables import percent, table
 from experiments.curves import config as configs
-from experiments.curves import figures, paper, path, report, train
+from experiments.curves import paper, path, report, train
 from experiments.curves.config import Config, Data
 import rvsm_jax
 
@@ -405,7 +405,7 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
       block: [result for result in found if result["config"]["data"] == data]
       for block, found in blocks.items()
     }
-    files += figures.draw(data, of_data, folder)
+    files += report.draw(data, of_data, folder)
   return files
 
 

@@ -1,5 +1,6 @@
 """Data, training and measurement of one configuration."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
@@ -11,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize, special
 
 from experiments import datasets
 from experiments.core import measure, results, training
 from experiments.core.run import Run
 from experiments.core.training import Data, Examples
 from experiments.curves import config as configs
-from experiments.curves import details
 from experiments.curves import images as pictures
 from experiments.networks.curves import CurvesCNN
+import rvsm_jax
 
 _EVALUATION_BATCH = 250
+_DECADE_BINS = np.linspace(-12.0, 1.0, 105)
 
 
 def identified(config: configs.Config) -> configs.Config:
@@ -179,14 +182,14 @@ def train(
     record.seconds,
     name=config.name,
     data=_described(config, data),
-    final=details.final(
+    final=final(
       initial_params(config)[1],
       state.params,
       sparse if config.splits else None,
       evaluate,
       unseen and evaluator(config, unseen),
     ),
-    temperature=details.temperature(logits(config, sparse, data.test.x), data.test.y),
+    temperature=temperature(logits(config, sparse, data.test.x), data.test.y),
     epochs=record.epochs,
   )
   return run.finish(result, sparse)
@@ -202,3 +205,75 @@ def _described(config: configs.Config, data: Data) -> dict[str, Any]:
     "test_per_class": np.bincount(data.test.y, minlength=2),
     "tested_on": "validation" if config.validation_size else "test",
   }
+
+
+def layer(params: Any) -> jax.Array:
+  """The weights that are made sparse, (5408, 128)."""
+  return params["dense"]["kernel"][...]
+
+
+def final(
+  initial: Any,
+  params: Any,
+  sparse: Any | None,
+  evaluate: Callable[[Any], tuple[float, float]],
+  evaluate_unseen: Callable[[Any], tuple[float, float]] | None = None,
+) -> dict[str, Any]:
+  """All that is reported of a trained network.
+
+  Returns:
+    What `measure.final` has, of the dense layer. "unseen_font": the "accuracy" in a
+    font never seen. "w_below_normalized": as "w_below", of w divided by its l2 norm.
+    "sign_changes": for each convolution the number and share of weights whose sign
+    differs from the initial one. "histogram": counts.
+  """
+  networks, found = measure.final(params, sparse, evaluate, configs.SPARSE)
+  w = np.asarray(layer(params))
+  drawn = {"initial": initial, "w": params, "u": sparse}
+  return {
+    **found,
+    "unseen_font": evaluate_unseen
+    and {"accuracy": measure.of_each(networks, lambda p: evaluate_unseen(p)[1])},
+    "w_below_normalized": measure.below(w / np.linalg.norm(w)),
+    "sign_changes": {
+      name: _sign_changes(initial[name]["kernel"][...], params[name]["kernel"][...])
+      for name in ("conv1", "conv2", "conv3")
+    },
+    "histogram": {
+      "log10_edges": _DECADE_BINS,
+      **{
+        name: _histogram(np.asarray(layer(network)))
+        for name, network in drawn.items()
+        if network is not None
+      },
+    },
+  }
+
+
+def temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+  """The t >= 1 for which softmax(logits / t) fits images not trained on best.
+
+  It minimises the cross entropy (Guo et al. 2017), and takes back the certainty that
+  training to a loss of zero leaves.
+  """
+
+  def loss(inverse: float) -> float:
+    log_p = special.log_softmax(inverse * np.asarray(logits, np.float64), axis=-1)
+    return -float(np.mean(np.take_along_axis(log_p, labels[:, None], axis=-1)))
+
+  best = optimize.minimize_scalar(loss, bounds=(1e-3, 1.0), method="bounded").x
+  # The search approaches, but never tries, the end of the interval.
+  return 1.0 if loss(1.0) <= loss(best) else float(1 / best)
+
+
+def _sign_changes(before: jax.Array, after: jax.Array) -> dict[str, float]:
+  count = int(rvsm_jax.sign_changes(before, after))
+  return {"count": count, "share": count / before.size}
+
+
+def _histogram(weights: NDArray[np.floating]) -> dict[str, Any]:
+  """Exact zeros, and counts by magnitude; the smallest count in the first bin."""
+  magnitudes = np.abs(weights[weights != 0], dtype=np.float64)
+  logs = np.maximum(np.log10(magnitudes), _DECADE_BINS[0])
+  counts = np.histogram(logs, _DECADE_BINS)[0]
+  return {"zero": int(np.sum(weights == 0)), "counts": counts.tolist()}
