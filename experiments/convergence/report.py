@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import pathlib
+import string
 from typing import Any
 
 import jax
@@ -165,104 +166,33 @@ def _outside(outside: dict[str, Any]) -> str:
     for penalty, scans in outside.items()
     for name in studies.SCANNED
   ]
-  return f"""## Outside: what breaks first
-
-The first value of the scan at which a run breaks a claim, and the share of the runs
-(k = 5, d = 20, delta = pi/4, lam sqrt(d)/beta = 0.5; gauss_seidel). The other
-conditions hold. A dash: none did.
-
-{table(["claim", *columns], rows)}
-
-![Claims that break outside the conditions](outside.png)
-
-- **beta**: the bound is generous here. Several times above it C turns negative, so
-  that (12) makes w* no expansion of w any more, and the angle may rise and stay large.
-- **eta**: nothing more breaks below 2/(beta + L), as the last line of Lemma 6 says.
-  Just above it the penalties whose threshold jumps (l0) break first, soon all of them.
-- **Initial angle**: nearer to pi than delta, the angle may rise at first. For w* on or
-  near an axis the saddle even becomes a limit: the last counterexample.
-- **lam**: u is all zero, w is still close to w*. With l0 this happens inside the
-  conditions already.
-- **k = 1**, which the theorem leaves out, breaks nothing that k = 5 does not."""
+  return table(["claim", *columns], rows)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-  """The report of a result."""
+  """The report of a result: `report.md`, with its numbers and tables."""
   inside = result["inside"]
   claims = inside[0]["claims"]
   turned = [row["claims"]["angle never rises"] for row in inside]
-  largest_c = max(
-    row["claims"]["C (1 - 2 k lam sqrt d) < 1"]["largest"] for row in inside
-  )
+  c = [row["claims"]["C (1 - 2 k lam sqrt d) < 1"]["largest"] for row in inside]
   examples = enumerate(result["counterexamples"], 1)
   lemmas = [[name, f"{value:.2e}"] for name, value in result["lemmas"].items()]
-  return f"""# Dinh & Xin (2020): the theory in numbers
-
-RVSM, the library's own, on the population loss (5) of the non-overlap network, in
-double precision. ‖w*‖ = 1, starts in the annulus of Lemma 5, and L = 2a/k², the
-largest eigenvalue of the Hessian. TL1 has a = 1.
-
-## Inside the conditions of Theorem 1
-
-Runs, of {claims["(12) holds"]["runs"]} in each column, that break a claim:
-
-{_claims(inside)}
-
-- **The Lagrangian** never rises by more than rounding with the ordering
-  "gauss_seidel", which the proof of Lemma 6 uses (u_{{t+1}} = S(w_t), and w_{{t+1}}
-  from u_{{t+1}}). Algorithm 1 as printed computes w_{{t+1}} from u_t: this is
-  "jacobi". For l1 it descends as well (the u-step gains beta/2 ‖Δu‖², which pays for
-  the delay), but where the threshold jumps some runs end in a cycle of period 2 and
-  do not converge at all: counterexamples 3 and 4.
-- **The angle** decreases as long as it is at least delta. That is all that section 5.4
-  proves; "decreases monotonically" is not true:
-  {sum(row["broken"] for row in turned)} of {sum(row["runs"] for row in turned)} runs
-  turn back below delta, {sum(row["broken_from_pi_minus_delta"] for row in turned)} of
-  these from an initial angle of pi - delta; a start at w* suffices: counterexample 1.
-  Without a bound on ‖w_0‖ not even what is proved holds for l0: counterexample 2.
-- **C of (12)** is positive, at most {largest_c:.4f}, and below its upper bound
-  1/(1 - 2 k lam sqrt d) where there is one. In {claims["2 k lam sqrt d < 1"]["broken"]}
-  of the settings 2 k lam sqrt(d) >= 1, which the conditions allow for delta above
-  pi/2, and the interval of Corollary 1 is empty: counterexample 6.
-- **lam/beta < 1/sqrt(d)** does not keep u from being zero, not even for l1, because
-  ‖w‖ < 1 at the limit; for l0 and TL1 the thresholds differ. Nothing else in the
-  theorem depends on it.
-- **The rate**: with L as above, Lemma 6 gives min_t ‖∇_w L_beta‖² <= (L_0 - L_T) /
-  (T eta (1 - eta (L + beta)/2)), which holds in all gauss_seidel runs: O(1/eps²)
-  iterations. The rate seen is linear.
-
-![Lagrangian, angle and a cycle](descent.png)
-
-Three runs of each penalty from an angle of pi - delta (k = 5, d = 20, delta = pi/4);
-the angle of those with u = 0 goes to zero. Right: counterexample 3 in both orderings.
-
-![The limit against w*](shrinkage.png)
-
-w is, up to C, a shrinkage of w*, equation (12), d = 200; l0 has two branches.
-
-## Counterexamples
-
-All but the last meet the conditions of Theorem 1; d = 2, eta = 1/(beta + L).
-
-{chr(10).join(_example(number, example) for number, example in examples)}
-
-## ‖w - w*‖ = O(beta)
-
-At fixed lam/beta, d = 20, beta from 0.001 to 1 times its bound; the constant is that
-of the paper's O(k beta sin γ), with ‖u‖ sin γ <= ‖w - u‖.
-
-{of_rows(_ERRORS, result["error_against_beta"])}
-
-![Error against beta](error.png)
-
-{_outside(result["outside"])}
-
-## Formulas
-
-{table(["Lemmas 1 to 4", "value"], lemmas)}
-
-Seed {result["config"]["seed"]}. {results.footer([result])}
-"""
+  text = pathlib.Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+  return string.Template(text).substitute(
+    runs=claims["(12) holds"]["runs"],
+    claims=_claims(inside),
+    turned=sum(row["broken"] for row in turned),
+    all_runs=sum(row["runs"] for row in turned),
+    turned_from_delta=sum(row["broken_from_pi_minus_delta"] for row in turned),
+    largest_c=f"{max(c):.4f}",
+    empty=claims["2 k lam sqrt d < 1"]["broken"],
+    counterexamples="\n".join(_example(*example) for example in examples),
+    errors=of_rows(_ERRORS, result["error_against_beta"]),
+    outside=_outside(result["outside"]),
+    lemmas=table(["Lemmas 1 to 4", "value"], lemmas),
+    seed=result["config"]["seed"],
+    footer=results.footer([result]),
+  )
 
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:

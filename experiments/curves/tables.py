@@ -14,9 +14,10 @@ leave the tuned networks at 99%, three times as many epochs on images that are m
 up to 4 pixels at random. Nothing else was tried there, and nothing is chosen by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import pathlib
 from typing import Any, Literal
@@ -27,11 +28,13 @@ from experiments import datasets
 from experiments.core import cli, measure, results
 from experiments.core import jobs as jobs_
 from experiments.core.run import Run
-from experiments.core.tables import percent, table
+from experiments.core.tables import of_rows, percent, table
 from experiments.curves import config as configs
 from experiments.curves import paper, path, report, train
 from experiments.curves.config import Config, Data
 import rvsm_jax
+
+Rows = Sequence[dict[str, Any]]
 
 DATA: tuple[Data, ...] = ("alphabets", "planar_shapes")
 SEEDS = 3
@@ -74,7 +77,7 @@ def printed_rows(data: Data) -> list[Config]:
   return rows
 
 
-def tuned_rows(data: Data, points: Sequence[dict[str, Any]]) -> list[Config]:
+def tuned_rows(data: Data, points: Rows) -> list[Config]:
   """Tables 1 and 2, tuned, from the results of the path.
 
   l0 does not pull on a weight above its threshold, and keeps that of the path. The
@@ -232,121 +235,120 @@ this file; `python -m experiments curves tables` trains what is missing and writ
 again."""
 
 
-def _groups(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _groups(rows: Rows) -> list[list[dict[str, Any]]]:
   """The rows that differ in the seed alone, together."""
   rows = sorted(rows, key=lambda row: _order(row["config"]))
   groups = itertools.groupby(rows, key=lambda row: _order(row["config"])[:-1])
   return [list(group) for _, group in groups]
 
 
-def _mean(results: Sequence[dict[str, Any]], *keys: str, decimals: int = 2) -> str:
-  """The mean over seeds of a share in per cent, and its standard deviation."""
-  values = []
-  for result in results:
-    value = result["final"]
-    for key in keys:
-      value = None if value is None else value[key]
-    values.append(value)
-  if None in values:
-    return "–"
-  mean = percent(float(np.mean(values)), decimals)
-  if len(values) == 1:
-    return mean
-  return f"{mean} ± {100 * np.std(values, ddof=1):.{decimals}f}"
+def _share(*keys: str, decimals: int = 2) -> Callable[[Rows], str]:
+  """From rows to the mean of a share in per cent, and its standard deviation."""
+
+  def cell(rows: Rows) -> str:
+    finals = [row["final"] for row in rows]
+    values = [functools.reduce(lambda v, key: v and v[key], keys, f) for f in finals]
+    if None in values:
+      return "–"
+    mean = percent(float(np.mean(values)), decimals)
+    if len(values) == 1:
+      return mean
+    return f"{mean} ± {100 * np.std(values, ddof=1):.{decimals}f}"
+
+  return cell
 
 
-def _penalty(results: Sequence[dict[str, Any]]) -> str:
+def _paper(name: str) -> Callable[[Rows], str]:
+  """From rows to a share of the paper's row."""
+
+  def cell(rows: Rows) -> str:
+    config = rows[0]["config"]
+    printed = paper.row(config["data"], config["penalty"], config["a"])
+    return percent(printed and getattr(printed[1], name) / 100, 1)
+
+  return cell
+
+
+def _penalty(results: Rows) -> str:
   name = report.penalty_name(results[0]["config"])
   return name if len(results) == 1 else f"{name}, {len(results)} seeds"
 
 
-def _table_1_or_2(rows: Sequence[dict[str, Any]], block: str) -> str:
-  unseen = rows[0]["config"]["data"] == "alphabets"
-  header = ["penalty", "paper: accuracy", "paper: sparsity"]
-  header += ["accuracy of w", "of u", "of w cut"]
-  header += ["of u, unseen font"] if unseen else []
-  header += ["zeros in u", *(f"w below 1e-{n}" for n in measure.EXPONENTS)]
-  header += ["threshold", "beta"] if block != "printed" else []
-  lines = []
-  for group in _groups(rows):
-    config = group[0]["config"]
-    printed = paper.row(config["data"], config["penalty"], config["a"])
-    line = [_penalty(group)]
-    line += (
-      ["–", "–"]
-      if printed is None
-      else [
-        percent(printed[1].accuracy / 100, 1),
-        percent(printed[1].sparsity / 100, 1),
-      ]
-    )
-    line += [_mean(group, "accuracy", n, decimals=1) for n in ("w", "u", "w_cut")]
-    if unseen:
-      sparse = "w" if config["penalty"] == "none" else "u"
-      line.append(_mean(group, "unseen_font", "accuracy", sparse, decimals=1))
-    line.append(_mean(group, "zeros", "u"))
-    line += [_mean(group, "w_below", str(n)) for n in measure.EXPONENTS]
-    if block != "printed":
-      line += (
-        ["–", "–"]
-        if config["penalty"] == "none"
-        else [f"{config['threshold']:g}", f"{config['beta']:g}"]
-      )
-    lines.append(line)
-  return table(header, lines)
+def _table_1_or_2(rows: Rows, block: str) -> str:
+  def setting(name: str) -> Callable[[Rows], str]:
+    def cell(rows: Rows) -> str:
+      config = rows[0]["config"]
+      return "–" if config["penalty"] == "none" else f"{config[name]:g}"
+
+    return cell
+
+  columns: dict[str, Any] = {
+    "penalty": _penalty,
+    "paper: accuracy": _paper("accuracy"),
+    "paper: sparsity": _paper("sparsity"),
+    "accuracy of w": _share("accuracy", "w", decimals=1),
+    "of u": _share("accuracy", "u", decimals=1),
+    "of w cut": _share("accuracy", "w_cut", decimals=1),
+  }
+  if rows[0]["config"]["data"] == "alphabets":
+    unseen = {
+      name: _share("unseen_font", "accuracy", name, decimals=1) for name in ("w", "u")
+    }
+    columns["of u, unseen font"] = lambda rows: unseen[
+      measure.sparse_name(rows[0]["final"])
+    ](rows)
+  columns["zeros in u"] = _share("zeros", "u")
+  columns |= {f"w below 1e-{n}": _share("w_below", str(n)) for n in measure.EXPONENTS}
+  if block != "printed":
+    columns |= {name: setting(name) for name in ("threshold", "beta")}
+  return of_rows(columns, _groups(rows))
 
 
-def _protocols(rows: Sequence[dict[str, Any]]) -> str:
+def _protocols(rows: Rows) -> str:
   """How the rows were trained, and how long it took."""
-  by_penalty = {row["config"]["penalty"]: row for row in reversed(rows)}
+  by_penalty = {row["config"]["penalty"]: row["config"] for row in reversed(rows)}
   texts = [
-    f"{report.penalty_name(row['config'])}: {report.protocol(row['config'])}"
-    for name, row in sorted(by_penalty.items())
-    if name in ("none", "l0")
+    f"{report.penalty_name(by_penalty[name])}: {report.protocol(by_penalty[name])}"
+    for name in ("l0", "none")
+    if name in by_penalty
   ]
-  seconds = [row["seconds"] for row in rows]
   return (
-    "Protocol. "
-    + " ".join(texts)
-    + f" Median time of a row by the clock: {np.median(seconds):.0f} s, most of them"
-    f" beside other work on two cores of {rows[0]['hardware']['processor']}."
+    f"Protocol. {' '.join(texts)} Median time of a row by the clock:"
+    f" {np.median([row['seconds'] for row in rows]):.0f} s, most of them beside other"
+    f" work on two cores of {rows[0]['hardware']['processor']}."
   )
 
 
-def _verdict(rows: Sequence[dict[str, Any]]) -> str:
+def _verdict(rows: Rows) -> str:
   """Which rows are at least 99% zero without loss, and which beat the paper."""
   data = rows[0]["config"]["data"]
   sparse = [row for row in rows if row["config"]["penalty"] != "none"]
   dense = [row["final"]["accuracy"]["w"] for row in rows if row not in sparse]
   if not dense:
     return ""
-  kept = [
-    r["name"]
-    for r in sparse
-    if r["final"]["zeros"]["u"] >= 0.99
-    and r["final"]["accuracy"]["u"] >= dense[0] - 0.003 - 1e-9
-  ]
   printed = paper.TABLES[data][1]
-  accuracy = max(row.accuracy for row in printed) / 100
-  sparsity = max(row.sparsity for row in printed) / 100
-  beaten = [
-    r["name"]
-    for r in sparse
-    if r["final"]["zeros"]["u"] > sparsity
-    and r["final"]["accuracy"]["u"] >= accuracy - 1e-9
-  ]
 
-  def listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none"
+  def listed(zeros: float, accuracy: float) -> str:
+    found = [
+      f"`{row['name']}`"
+      for row, final in ((row, row["final"]) for row in sparse)
+      if final["zeros"]["u"] >= zeros and final["accuracy"]["u"] >= accuracy - 1e-9
+    ]
+    return ", ".join(found) or "none"
 
+  kept = listed(0.99, dense[0] - 0.003)
+  beaten = listed(
+    np.nextafter(max(row.sparsity for row in printed) / 100, 1),
+    max(row.accuracy for row in printed) / 100,
+  )
   return (
     "u with at least 99% zeros, at most 0.3 points below the dense network:"
-    f" {listed(kept)}. u with more zeros than the paper's sparsest row and an accuracy"
-    f" of at least that of its most accurate: {listed(beaten)}."
+    f" {kept}. u with more zeros than the paper's sparsest row and an accuracy"
+    f" of at least that of its most accurate: {beaten}."
   )
 
 
-def _table_3(rows: Sequence[dict[str, Any]]) -> str:
+def _table_3(rows: Rows) -> str:
   data, values = _TABLE_3
   header = ["a", "algorithm", *(f"below 1e-{n}" for n in measure.EXPONENTS)]
   header += ["1e-4 minus 1e-10", "accuracy of w"]
@@ -380,7 +382,7 @@ def _table_3(rows: Sequence[dict[str, Any]]) -> str:
   )
 
 
-def _table_4(rows: Sequence[dict[str, Any]]) -> str:
+def _table_4(rows: Rows) -> str:
   lines = []
   for a in _TABLE_4:
     changes = [f"{n} ({s:.1f}%)" for n, s in paper.TABLE_4[a]]
