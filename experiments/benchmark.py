@@ -296,11 +296,7 @@ def measure_steps(
 
 
 def measure_torch(size: int, pairs: int, clock: timing.Clock) -> dict[str, Any]:
-  """The step with `optax.sgd` against that of PyTorch, on as many threads.
-
-  Raises:
-    ModuleNotFoundError: if PyTorch is not installed; nothing else needs it.
-  """
+  """The step with `optax.sgd` against that of PyTorch, on as many threads."""
   torch_step, version = _torch_runner(size)
   found = timing.compare(torch_step, step_runner("sgd", size), pairs, clock)
   return {"batch_size": size, "torch": version, **found._asdict()}

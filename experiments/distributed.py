@@ -24,7 +24,7 @@ import optax
 import tyro
 
 from experiments import datasets
-from experiments.core import cli, measure, results, training
+from experiments.core import cli, measure, methods, results, training
 from experiments.core.run import Run
 from experiments.core.training import Data, Examples
 from experiments.networks.perceptron import perceptron
@@ -56,20 +56,15 @@ class Config:
   seed: int = 0
 
 
-def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
   """SGD with momentum, and lam ramped up during the first half of the steps."""
   rate = optax.cosine_decay_schedule(config.learning_rate, steps)
-  lam = config.lam
-  if lam is None:
-    lam = {"rvsm": 1e-2, "proximal": 2e-2}[config.method]
-  options: dict[str, Any] = {
-    "lam": optax.linear_schedule(0.0, lam, steps // 2),
-    "momentum": 0.9,
-    "mask": rvsm_jax.kernels,
-  }
-  if config.method == "rvsm":
-    return rvsm_jax.rvsm_sgd(rate, rvsm_jax.l0(), beta=config.beta, **options)
-  return rvsm_jax.proximal_sgd(rate, rvsm_jax.integrated_tl1(a=1.0, mu=0.5), **options)
+  penalty, lam, beta = {
+    "rvsm": (rvsm_jax.l0(), 1e-2, config.beta),
+    "proximal": (rvsm_jax.integrated_tl1(a=1.0, mu=0.5), 2e-2, None),
+  }[config.method]
+  lam = lam if config.lam is None else config.lam
+  return methods.ramped(rate, steps, penalty, lam, beta)
 
 
 def placement(mesh: Mesh, leaf: jax.ShapeDtypeStruct) -> NamedSharding:

@@ -24,7 +24,7 @@ import optax
 import tyro
 
 from experiments import datasets
-from experiments.core import backend, cli, measure, plots, results, training
+from experiments.core import backend, cli, measure, methods, plots, results, training
 from experiments.core import run as runs
 from experiments.core.tables import table
 from experiments.core.training import Data, Examples
@@ -134,14 +134,8 @@ def whole(method: Method, config: Config, epochs: int) -> Run:
     rate = optax.cosine_decay_schedule(config.learning_rate, steps)
 
     def optimizer(lam: Any) -> optax.GradientTransformation:
-      options: dict[str, Any] = {
-        "lam": optax.linear_schedule(0.0, lam, steps // 2),
-        "momentum": 0.9,
-        "mask": rvsm_jax.kernels,
-      }
-      if method.splits:
-        return rvsm_jax.rvsm_sgd(rate, method.penalty, beta=config.beta, **options)
-      return rvsm_jax.proximal_sgd(rate, method.penalty, **options)
+      beta = config.beta if method.splits else None
+      return methods.ramped(rate, steps, method.penalty, lam, beta)
 
     one = training.Trainer(forward, optimizer)
     state, _ = one.whole(params, jnp.asarray(order), lam, data.train)

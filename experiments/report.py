@@ -20,11 +20,7 @@ def rebuilt(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def main(results_folder: pathlib.Path = results.DIRECTORY) -> None:
-  """Writes the tables and figures of all experiments again, the papers' beside ours.
-
-  Args:
-    results_folder: a folder for each experiment.
-  """
+  """Writes the tables and figures of all experiments again, the papers' beside ours."""
   results.announce(rebuilt(results_folder))
 
 

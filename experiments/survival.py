@@ -48,32 +48,20 @@ _COMMANDS: dict[Name, str] = {
 _VOLATILE = ("seconds", "git_revision", "hardware", "versions")
 
 
-class Kill(NamedTuple):
-  """One kill.
-
-  Attributes:
-    seconds: after the start of the process.
-    step: of the newest checkpoint there was, of the newest directory of a run; None
-      without one.
-  """
-
-  seconds: float
-  step: int | None
-
-
 class Outcome(NamedTuple):
   """What came of an experiment.
 
   Attributes:
     seconds: that it took undisturbed.
-    kills: all there were.
+    kills: "seconds" after the start of the process, and the "step" of the newest
+      checkpoint there was, if any.
     trainings: how many trainings these were spread over, each run to its end.
     differences: between their files and those of the undisturbed one; none if all
       is well.
   """
 
   seconds: float
-  kills: list[Kill]
+  kills: list[dict[str, Any]]
   trainings: int
   differences: list[str]
 
@@ -89,7 +77,7 @@ def survive(
   began = time.monotonic()
   _require_success(start(whole).wait(), whole)
   seconds = time.monotonic() - began
-  done: list[Kill] = []
+  done: list[dict[str, Any]] = []
   differences: list[str] = []
   trainings = 0
   while len(done) < kills:
@@ -100,7 +88,7 @@ def survive(
       moment = float(rng.uniform(0, seconds))
       if not _kill_after(child, moment):
         break
-      done.append(Kill(moment, _newest_step(killed)))
+      done.append({"seconds": moment, "step": _newest_step(killed)})
       child = start(killed)
     _require_success(child.wait(), killed)
     differences += compare(whole, killed)
@@ -253,8 +241,7 @@ def main(
     for name, count in zip(config.experiments, config.kills, strict=True):
       results.console.rule(name)
       command = functools.partial(start, name, root / "compiled")
-      outcome = survive(command, root / name, count, rng)
-      found[name] = outcome._asdict() | {"kills": [k._asdict() for k in outcome.kills]}
+      found[name] = survive(command, root / name, count, rng)._asdict()
       # After every experiment, since all of them take long.
       result = results.result("survival", config, None, experiments=found)
       results.write_json(folder / "survival.json", result)

@@ -98,7 +98,7 @@ def test_twenty_kills_change_nothing(tmp_path):
   assert outcome.differences == []
   assert len(outcome.kills) == KILLS
   # Not all were hit before they had trained at all.
-  assert any(kill.step for kill in outcome.kills)
+  assert any(kill["step"] for kill in outcome.kills)
 
 
 def test_every_difference_is_found(tmp_path):

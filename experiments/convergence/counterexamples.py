@@ -47,11 +47,7 @@ class Example:
 
 
 def run(example: Example) -> runs.Runs:
-  """Runs a counterexample.
-
-  Raises:
-    ValueError: if it claims to meet the conditions of Theorem 1, and does not.
-  """
+  """Runs a counterexample."""
   start, target = np.array([example.start]), np.array([example.target])
   target /= np.linalg.norm(target)
   delta, beta, lam = example.delta, example.beta, example.lam

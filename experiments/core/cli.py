@@ -51,13 +51,7 @@ Command = Callable[..., Any]
 def run(
   name: str, commands: Command | Mapping[str, Command], arguments: list[str]
 ) -> None:
-  """Runs an experiment's command; errors that explain themselves end with one line.
-
-  Args:
-    name: of the experiment.
-    commands: what it runs, or several by the word that chooses one; "" is the first.
-    arguments: of the command line.
-  """
+  """Runs an experiment's command; errors that explain themselves end with one line."""
   prog = f"python -m experiments {name}"
   if isinstance(commands, Mapping):
     word = arguments[0] if arguments and arguments[0] in commands else ""

@@ -118,6 +118,24 @@ def straight_through(scope: Any) -> Make:
   )
 
 
+def ramped(
+  rate: optax.Schedule,
+  steps: int,
+  penalty: rvsm_jax.Penalty,
+  lam: Any,
+  beta: float | None = None,
+) -> optax.GradientTransformation:
+  """RVSM, or without a beta the proximal step; lam rises until half of the steps."""
+  options: dict[str, Any] = {
+    "lam": optax.linear_schedule(0.0, lam, steps // 2),
+    "momentum": 0.9,
+    "mask": rvsm_jax.kernels,
+  }
+  if beta is None:
+    return rvsm_jax.proximal_sgd(rate, penalty, **options)
+  return rvsm_jax.rvsm_sgd(rate, penalty, beta=beta, **options)
+
+
 def sparsify(s: Setting) -> optax.GradientTransformation:
   """`rvsm_jax.sparsify` as it is, which has no value to choose."""
   return rvsm_jax.sparsify(s.optimizer, s.share, steps=s.steps)

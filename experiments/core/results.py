@@ -116,11 +116,7 @@ def environment() -> dict[str, Any]:
 
 
 def footer(found: Sequence[Mapping[str, Any]]) -> str:
-  """One sentence on where results were made, how long it took, and at which revision.
-
-  Args:
-    found: results that a report shows.
-  """
+  """One sentence: where results were made, how long it took, and at which revision."""
 
   def listed(values: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(values))
@@ -180,9 +176,6 @@ def _git_revision() -> str | None:
 
 def write_atomically(path: pathlib.Path, text: str) -> pathlib.Path:
   """Writes a file that is never seen half written, whatever is killed when.
-
-  Returns:
-    Its path.
 
   Raises:
     OSError: if it cannot be written; what was there before is kept.

@@ -153,12 +153,7 @@ class Run:
     return found
 
   def once(self, name: str, compute: Callable[[], Any]) -> Any:
-    """A finished part of the run: computed, or read where it was finished before.
-
-    Args:
-      name: of the part; it becomes the JSON file `parts/NAME.json`.
-      compute: gives its value; what it comes back as is what JSON stores.
-    """
+    """A finished part of the run: computed, or read where it was finished before."""
     file = self.directory / "parts" / f"{name}.json"
     if not file.exists():
       results.write_json(file, compute())
@@ -172,11 +167,7 @@ class Run:
       export.save(self.directory / f"{name}.safetensors", network)
 
   def finish(self, result: dict[str, Any], network: Any) -> dict[str, Any]:
-    """Writes the sparse network of a training, and then its result.
-
-    Returns:
-      The result, as JSON stores it.
-    """
+    """Writes the sparse network of a training, and then its result."""
     self.keep(network)
     if self._first:
       results.write_json(self.result_file, result)

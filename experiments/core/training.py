@@ -332,14 +332,7 @@ def evaluator(
   batch_size: int,
   place: Callable[[jax.Array], jax.Array] = lambda batch: batch,
 ) -> Callable[..., tuple[float, float]]:
-  """A function from params, and what else there is, to mean loss and accuracy.
-
-  Args:
-    forward: the network.
-    examples: on which.
-    batch_size: how many at a time.
-    place: where a batch goes, on several devices.
-  """
+  """A function from params, and what else there is, to mean loss and accuracy."""
   count = examples.y.size
   padding = -len(examples.y) % batch_size
   x = np.concatenate([examples.x, np.zeros_like(examples.x[:1]).repeat(padding, 0)])

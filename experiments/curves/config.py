@@ -1,5 +1,6 @@
 """The configuration of one training: all that determines its numbers."""
 
+from collections.abc import Callable
 import dataclasses
 import pathlib
 from typing import Any, Literal
@@ -20,11 +21,6 @@ PAPER_LAM, PAPER_BETA = 5e-4, 0.1
 
 Data = Literal["planar_shapes", "alphabets", "images"]
 PenaltyName = Literal["l0", "l1", "transformed_l1", "none"]
-
-
-def _known(value: Any) -> bool:
-  """Whether a value can be checked: it is not traced."""
-  return not isinstance(value, jax.core.Tracer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +94,9 @@ class Config:
     if self.shaky_font is not None and self.data != "alphabets":
       raise ValueError(f"shaky_font is for alphabets, not for {self.data}.")
     for name in ("epochs", "batch_size", "learning_rate", "ink", "beta", "a"):
-      if _known(getattr(self, name)) and not getattr(self, name) > 0:
-        raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
+      self._require(name, "be positive", lambda value: value > 0)
     for name in ("threshold", "train_size", "validation_size", "shift", "seed"):
-      if _known(getattr(self, name)) and not getattr(self, name) >= 0:
-        raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}.")
+      self._require(name, "not be negative", lambda value: value >= 0)
     if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
       raise ValueError(f"ramp must be two shares, 0 <= start < end <= 1: {self.ramp}.")
     if self.overwrite and not self.splits:
@@ -117,6 +111,11 @@ class Config:
         "method sgd adds lam times the penalty to the loss: pass --lam-schedule"
         f" constant --lam {PAPER_LAM} with a penalty, and neither without."
       )
+
+  def _require(self, name: str, what: str, holds: Callable[[Any], bool]) -> None:
+    value = getattr(self, name)
+    if not isinstance(value, jax.core.Tracer) and not holds(value):
+      raise ValueError(f"{name} must {what}, got {value!r}.")
 
   @property
   def name(self) -> str:
@@ -157,15 +156,11 @@ class Config:
 
 def penalty(config: Config) -> rvsm_jax.Penalty:
   """The penalty of a configuration that has one."""
-  match config.penalty:
-    case "l0":
-      return rvsm_jax.l0()
-    case "l1":
-      return rvsm_jax.l1()
-    case "transformed_l1":
-      return rvsm_jax.transformed_l1(config.a)
-    case "none":
-      raise ValueError("The configuration has no penalty.")
+  if config.penalty == "none":
+    raise ValueError("The configuration has no penalty.")
+  if config.has_a:
+    return rvsm_jax.transformed_l1(config.a)
+  return rvsm_jax.l0() if config.penalty == "l0" else rvsm_jax.l1()
 
 
 def lam_schedule(config: Config, steps: int) -> optax.ScalarOrSchedule:

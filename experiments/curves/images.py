@@ -72,11 +72,7 @@ class Folder(NamedTuple):
 
 
 def find(root: pathlib.Path) -> Folder:
-  """Lists the pictures `root/train/<class>/*` and `root/test/<class>/*`.
-
-  Raises:
-    ValueError: if there are not the same two classes, with pictures, in both.
-  """
+  """Lists the pictures `root/train/<class>/*` and `root/test/<class>/*`."""
   skipped: list[pathlib.Path] = []
   found = {split: _classes(root / split, skipped) for split in ("train", "test")}
   for split, classes in found.items():
@@ -158,9 +154,6 @@ def prepare(path: pathlib.Path) -> NDArray[np.uint8]:
 
   Ink is what stands out from the paper around it, dark on light or light on dark. A
   picture of 100 x 100 pixels in two colours is taken as it is; the rarer is ink.
-
-  Raises:
-    ValueError: if the file is no picture, too large a one, or a blank one.
   """
   grey = _read(path)
   values = np.unique(grey)

@@ -42,17 +42,13 @@ def grid(data: configs.Data) -> list[list[Config]]:
   """The dense network, and the points of the path of each kind of penalty."""
   base = Config(data=data, **REDUCED)
   kinds: dict[str, list[Config]] = {}
-  for penalty, a in PENALTIES:
+  # With the beta of the main job, and one point with a smaller one.
+  for (penalty, a), thresholds in _THRESHOLDS.items():
     kinds.setdefault(penalty, []).extend(
       dataclasses.replace(base, penalty=penalty, a=a, threshold=threshold, beta=beta)
-      for threshold, beta in _grid(_THRESHOLDS[penalty, a])
+      for threshold, beta in (*((t, 4.0) for t in thresholds), (thresholds[2], 1.0))
     )
   return [[dataclasses.replace(base, penalty="none")], *kinds.values()]
-
-
-def _grid(thresholds: Sequence[float]) -> list[tuple[float, float]]:
-  """Thresholds with the beta of the main job, and one point with a smaller beta."""
-  return [*((threshold, 4.0) for threshold in thresholds), (thresholds[2], 1.0)]
 
 
 def train_path(

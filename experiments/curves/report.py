@@ -181,14 +181,11 @@ def draw_training(result: dict[str, Any], file: pathlib.Path) -> None:
   number = epochs["epoch"]
   with plots.figure(file, columns=3) as axes:
     left, middle, right = axes[0]
-    left.plot(number, epochs["loss"], color=plots.GREY, label="training, w")
-    left.plot(number, epochs["test_loss"], color=plots.BLUE, label="test, w")
-    middle.plot(number, epochs["accuracy"], color=plots.GREY, label="training, w")
-    middle.plot(number, epochs["test_accuracy"], color=plots.BLUE, label="test, w")
-    if "test_loss_u" in epochs:
-      style = {"color": plots.ORANGE, "label": "test, u", "linestyle": "--"}
-      left.plot(number, epochs["test_loss_u"], **style)
-      middle.plot(number, epochs["test_accuracy_u"], **style)
+    for panel, name in ((left, "loss"), (middle, "accuracy")):
+      panel.plot(number, epochs[name], color=plots.GREY, label="training, w")
+      panel.plot(number, epochs[f"test_{name}"], color=plots.BLUE, label="test, w")
+      if (u := epochs.get(f"test_{name}_u")) is not None:
+        panel.plot(number, u, "--", color=plots.ORANGE, label="test, u")
     right.plot(number, epochs["zeros"], color=plots.ORANGE)
     left.set(title="Cross entropy", xlabel="epoch", yscale="log")
     middle.set(title="Accuracy", xlabel="epoch")

@@ -132,11 +132,6 @@ def ink_line(points: Floats, ink: int) -> NDArray[np.uint8]:
 
   The `ink` pixels nearest to the points are inked, which is a round pen whose
   width the ink determines.
-
-  Args:
-    points: (n, 2) x and y in pixels, no further apart than about half a pixel;
-      pixel centres are whole numbers.
-    ink: number of pixels.
   """
   fine = np.floor(points * _SUBPIXEL + 0.5).astype(np.int64)
   centre = (fine + _SUBPIXEL // 2) // _SUBPIXEL

@@ -1,6 +1,5 @@
 """Original files of data sets, each recognised by its checksum."""
 
-from collections.abc import Callable
 import dataclasses
 import gzip
 import hashlib
@@ -24,15 +23,17 @@ class Original:
 
   Attributes:
     name: of the file.
-    checksum: of its content.
+    checksum: of its content: SHA-256, or, of 40 digits, git's id.
     url: where it is published, if it can be downloaded.
-    digest: the function that the checksum is the value of.
   """
 
   name: str
   checksum: str
   url: str | None = None
-  digest: Callable[[bytes], str] = sha256
+
+  def digest(self, content: bytes) -> str:
+    """The checksum that a content has."""
+    return git_blob(content) if len(self.checksum) == 40 else sha256(content)
 
   def find(self, source: pathlib.Path, folder: str) -> bytes:
     """The content of the file in a directory, or in a folder of it.
@@ -73,4 +74,4 @@ class Original:
 
   @property
   def _kind(self) -> str:
-    return "SHA-256" if self.digest is sha256 else "git blob id"
+    return "git blob id" if len(self.checksum) == 40 else "SHA-256"

@@ -27,7 +27,6 @@ caches the arrays.
 import functools
 import math
 import os
-import pathlib
 import string
 from typing import NamedTuple
 
@@ -95,7 +94,8 @@ def example(
   label = index % 2
   letter = LETTERS[int(rng.random() * len(LETTERS))]
   fonts = UNSEEN_FONTS if split == _UNSEEN_SPLIT else FONTS
-  glyph = _glyph(_shipped(fonts[int(rng.random() * len(fonts))]), letter)
+  font = f"{fonts[int(rng.random() * len(fonts))]}.ttf"
+  glyph = _glyph(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", font), letter)
   linear = _linear_map(rng)
   field = _elastic_field(rng)
   spot = rng.random(2)
@@ -104,7 +104,9 @@ def example(
   low, high = regular.min(axis=0), regular.max(axis=0)
   shrink = min(1.0, *((SIDE - 2 * _MARGIN) / (high - low)))
   size = (high - low) * shrink
-  ink = round(_area(regular, glyph.ends) * shrink * shrink)
+  # Holes run the other way round.
+  area = abs(sum(map(_area, np.split(regular, glyph.ends[:-1]))))
+  ink = round(area * shrink * shrink)
 
   points = regular
   if label and shaky_font is None:
@@ -116,12 +118,6 @@ def example(
   corner = _MARGIN + spot * (SIDE - 2 * _MARGIN - size)
   points = _drawing.fit_box(points, corner, corner + size)
   return _fill(points, glyph.ends, ink)[:, :, None], label
-
-
-def _shipped(font: str) -> str:
-  """Returns the path of a font that matplotlib ships."""
-  path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
-  return str(path)
 
 
 @functools.cache
@@ -202,14 +198,10 @@ def _elastic(points: Floats, field: Floats) -> Floats:
   return points + np.stack(moves, axis=1)
 
 
-def _area(points: Floats, ends: tuple[int, ...]) -> float:
-  """Returns the area inside the contours; holes run the other way round."""
-  contours = np.split(points, ends[:-1])
-  total = 0.0
-  for contour in contours:
-    x, y = contour.T
-    total += float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
-  return abs(total)
+def _area(contour: Floats) -> float:
+  """Returns the area inside a contour, signed by the way round that it runs."""
+  x, y = contour.T
+  return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
 
 
 def _inside(
@@ -220,9 +212,7 @@ def _inside(
   for contour in np.split(points, ends[:-1]):
     mask = Image.new("1", tuple(size.tolist()))
     ImageDraw.Draw(mask).polygon(contour.ravel().tolist(), fill=1)
-    x, y = contour.T
-    sign = np.sign(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
-    winding += np.int8(sign) * np.asarray(mask, np.int8)
+    winding += np.int8(np.sign(_area(contour))) * np.asarray(mask, np.int8)
   return winding != 0
 
 

@@ -111,7 +111,6 @@ TABLES = {
           # Of this file no SHA-256 is known.
           "9101c388dfa5ccd3bfbec96c00efe2b1d7c36f32",
           f"{_UCI}/00325/Sensorless_drive_diagnosis.txt",
-          _original.git_blob,
         ),
       ),
     ),
