@@ -1,6 +1,6 @@
 """Speed and memory of the transformations, as ratios to plain SGD in one process."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import dataclasses
 import functools
 import os
@@ -283,14 +283,13 @@ def step_runner(name: str, size: int) -> timing.Repeated:
   return timing.Repeated(jitted, _begin(subject, params), *jax.device_put(_batch(size)))
 
 
-def measure_steps(
-  names: Iterable[str], size: int, pairs: int, clock: timing.Clock
-) -> dict[str, Any]:
+def measure_steps(config: Config) -> dict[str, Any]:
   """The step with every subject, against that with `optax.sgd`."""
+  size, pairs, clock = config.batch_size, config.step_pairs, config.clock
   base = step_runner("sgd", size)
   rows = {
     name: timing.compare(base, step_runner(name, size), pairs, clock)._asdict()
-    for name in names
+    for name in config.step_optimizers
   }
   return {"batch_size": size, "rows": rows}
 
@@ -349,10 +348,8 @@ def measure_maps(size: int, pairs: int, clock: timing.Clock) -> dict[str, Any]:
   rows = {}
   for name, penalty in PENALTIES.items():
     found = timing.compare(base, runner(penalty), pairs, clock)
-    rows[name] = {
-      "ratio": found.ratio,
-      "nanoseconds_per_number": 1e9 * found.seconds / x.size,
-    }
+    time = 1e9 * found.seconds / x.size
+    rows[name] = {"ratio": found.ratio, "nanoseconds_per_number": time}
   return {"size": x.size, "rows": rows}
 
 
@@ -360,9 +357,8 @@ def measure(config: Config, torch: bool) -> dict[str, Any]:
   """The numbers of all parts."""
   # PyTorch first: a missing package is told before minutes of work.
   out: dict[str, Any] = {}
-  size, pairs, clock = config.batch_size, config.step_pairs, config.clock
   if torch:
-    out["torch"] = measure_torch(size, pairs, clock)
+    out["torch"] = measure_torch(config.batch_size, config.step_pairs, config.clock)
   out["updates"] = {}
   if "updates" in config.parts:
     for tree in config.trees:
@@ -370,10 +366,10 @@ def measure(config: Config, torch: bool) -> dict[str, Any]:
       out["updates"][tree] = measure_updates(tree, config)
   if "steps" in config.parts:
     results.console.print("Training steps of the curves CNN")
-    out["steps"] = measure_steps(config.step_optimizers, size, pairs, clock)
+    out["steps"] = measure_steps(config)
   if "maps" in config.parts:
     results.console.print("Proximal maps")
-    out["maps"] = measure_maps(config.map_size, config.pairs, clock)
+    out["maps"] = measure_maps(config.map_size, config.pairs, config.clock)
   return out
 
 

@@ -27,13 +27,10 @@ def parts(config: studies.Config) -> dict[str, Callable[[], Any]]:
   """All that is run, by name; each is finished before the next one begins."""
   found: dict[str, Callable[[], Any]] = {
     "lemmas": lambda: problem.check(config.samples, config.seed),
-    "counterexamples": lambda: list(
-      map(counterexamples.summary, counterexamples.EXAMPLES)
-    ),
-    "error_against_beta": lambda: studies.error_against_beta(config),
-    "descent": lambda: studies.descent(config),
-    "shrinkage": lambda: studies.shrinkage(config),
+    "counterexamples": counterexamples.summaries,
   }
+  for study in (studies.error_against_beta, studies.descent, studies.shrinkage):
+    found[study.__name__] = functools.partial(study, config)
   for penalty in studies.PENALTIES:
     for ordering in studies.ORDERINGS:
       found[f"inside-{penalty}-{ordering}"] = functools.partial(

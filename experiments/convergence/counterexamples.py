@@ -63,22 +63,6 @@ def run(example: Example) -> runs.Runs:
   return runs.simulate(setting, start, target, penalty, example.ordering, steps=1000)
 
 
-def summary(example: Example) -> dict[str, Any]:
-  """The example, and what came out, for the report."""
-  found = run(example)
-  contradicts, observed = example.shows(found)
-  return {
-    "claim": example.claim,
-    "penalty": example.penalty,
-    "ordering": example.ordering,
-    "setting": {name: x[0] for name, x in found.setting._asdict().items()},
-    "start": example.start,
-    "target": found.target[0],
-    "contradicts": contradicts,
-    "observed": observed,
-  }
-
-
 def _angle_rises(found: runs.Runs) -> tuple[bool, str]:
   theta = found.trace.angle[0]
   return bool(theta[-1] > theta[0] + 1e-3), (
@@ -200,3 +184,24 @@ EXAMPLES = (
     inside=False,
   ),
 )
+
+
+def summaries() -> list[dict[str, Any]]:
+  """The examples, and what came out, for the report."""
+  out = []
+  for example in EXAMPLES:
+    found = run(example)
+    contradicts, observed = example.shows(found)
+    out.append(
+      {
+        "claim": example.claim,
+        "penalty": example.penalty,
+        "ordering": example.ordering,
+        "setting": {name: x[0] for name, x in found.setting._asdict().items()},
+        "start": example.start,
+        "target": found.target[0],
+        "contradicts": contradicts,
+        "observed": observed,
+      }
+    )
+  return out

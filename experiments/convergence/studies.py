@@ -105,16 +105,20 @@ def inside(config: Config, penalty: str, ordering: str) -> dict[str, Any]:
   }
 
 
+def _draw(config: Config, study: int, d: int, theta: Any, n: int = 1) -> Any:
+  """Starts of norm 0.9 and targets, other ones for each study."""
+  return runs.draw(np.random.default_rng((config.seed, study)), d, theta, 0.9, n)
+
+
 def error_against_beta(config: Config) -> list[dict[str, Any]]:
   """‖w - w*‖ for a range of beta at fixed lam/beta, and the slope of the fit."""
   d, delta, factors = 20, np.pi / 4, np.geomspace(1e-3, 1, 10)
   factor = np.repeat(factors, config.scan_starts)
   out = []
   for penalty, k in itertools.product(PENALTIES, (2, 5, 20)):
-    rng = np.random.default_rng((config.seed, 1))
     # Weak thresholds: most entries of a unit vector are above them for each penalty.
     setting = runs.Setting.relative(k, delta, d, beta=factor, lam=0.05, eta=1.0)
-    start, target = runs.draw(rng, d, np.pi - delta, 0.9, factor.size)
+    start, target = _draw(config, 1, d, np.pi - delta, factor.size)
     found = runs.simulate(
       setting, start, target, PENALTIES[penalty], steps=config.steps
     )
@@ -148,9 +152,8 @@ def outside(config: Config, penalty: str) -> dict[str, Any]:
   setting = runs.Setting.relative(
     column("k", 5), delta, d, **multiples, eta=column("eta", 1)
   )
-  rng = np.random.default_rng((config.seed, 2))
   theta = np.pi - delta * column("phi", 1)
-  start, target = runs.draw(rng, d, theta, 0.9, theta.size)
+  start, target = _draw(config, 2, d, theta, theta.size)
   counted = runs.claims(
     runs.simulate(setting, start, target, PENALTIES[penalty], steps=config.steps)
   )
@@ -180,16 +183,13 @@ def descent(config: Config) -> dict[str, Any]:
   setting = runs.Setting.relative(
     np.full(n, 5.0), delta, 20, beta=1.0, lam=0.5, eta=1.0
   )
-  rng = np.random.default_rng((config.seed, 5))
-  start, target = runs.draw(rng, 20, np.pi - delta, 0.9, n)
+  start, target = _draw(config, 5, 20, np.pi - delta, n)
   penalties = {}
   for name, penalty in PENALTIES.items():
     trace = runs.simulate(setting, start, target, penalty, steps=5 * shown).trace
     above = trace.lagrangian - trace.lagrangian[:, -1:]
-    penalties[name] = {
-      "above": above[:, : shown + 2],
-      "angle": trace.angle[:, : shown + 2],
-    }
+    part = slice(shown + 2)
+    penalties[name] = {"above": above[:, part], "angle": trace.angle[:, part]}
 
   def residual(ordering: str) -> np.ndarray:
     example = dataclasses.replace(counterexamples.CYCLE, ordering=ordering)
@@ -204,8 +204,7 @@ def shrinkage(config: Config) -> dict[str, dict[str, Any]]:
   d, k = 200, 5.0
   # So that the thresholds are alike: lam/beta, its double, the root of its double.
   factors = {"l1": 0.5, "l0": 0.125 / np.sqrt(d), "TL1": 0.25}
-  rng = np.random.default_rng((config.seed, 4))
-  start, target = runs.draw(rng, d, 1.0, 0.9, 1)
+  start, target = _draw(config, 4, d, 1.0)
   out = {}
   for name, penalty in PENALTIES.items():
     setting = runs.Setting.relative(

@@ -4,12 +4,11 @@ Their sparsity is the share of the weights w of the dense layer below a scale of
 10^-n (10^-10 in Table 3), their accuracy the test accuracy of w.
 """
 
-import math
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-  """A row of Tables 1 and 2, for lam = 0.0005 and beta = 0.1."""
+  """A row of Tables 1 and 2, for lam = 0.0005 and beta = 0.1; a is TL1's, or 1."""
 
   penalty: str
   a: float
@@ -21,23 +20,23 @@ TABLES = {
   "alphabets": (
     1,
     (
-      Row("l0", 0.0, 86.1, 99.4),
+      Row("l0", 1.0, 86.1, 99.4),
       Row("transformed_l1", 0.01, 87.6, 99.0),
       Row("transformed_l1", 0.1, 85.8, 99.7),
       Row("transformed_l1", 1.0, 78.1, 99.3),
       Row("transformed_l1", 100.0, 82.0, 99.3),
-      Row("l1", math.inf, 76.5, 99.0),
+      Row("l1", 1.0, 76.5, 99.0),
     ),
   ),
   "planar_shapes": (
     2,
     (
-      Row("l0", 0.0, 90.2, 99.9),
+      Row("l0", 1.0, 90.2, 99.9),
       Row("transformed_l1", 0.01, 83.5, 99.1),
       Row("transformed_l1", 0.1, 87.6, 99.8),
       Row("transformed_l1", 1.0, 74.9, 99.9),
       Row("transformed_l1", 100.0, 75.0, 99.9),
-      Row("l1", math.inf, 74.6, 99.6),
+      Row("l1", 1.0, 74.6, 99.6),
     ),
   ),
 }
@@ -61,10 +60,5 @@ TABLE_4 = {
 
 def row(data: str, penalty: str, a: float) -> tuple[int, Row] | None:
   """The number of the table and the row of a penalty; None if there is none."""
-  if data not in TABLES:
-    return None
-  number, rows = TABLES[data]
-  for one in rows:
-    if one.penalty == penalty and (penalty != "transformed_l1" or one.a == a):
-      return number, one
-  return None
+  number, rows = TABLES.get(data, (0, ()))
+  return next(((number, r) for r in rows if (r.penalty, r.a) == (penalty, a)), None)

@@ -60,13 +60,12 @@ _TABLE_4 = (0.01, 1.0, 100.0)
 
 def printed_rows(data: Data) -> list[Config]:
   """Tables 1 and 2 as printed: every penalty, l0 with three seeds, and none."""
-  base = Config(data=data, **_PRINTED)
-  rows = [dataclasses.replace(base, penalty="none")]
-  rows += [dataclasses.replace(base, penalty=p, a=a) for p, a in path.PENALTIES]
-  rows += [dataclasses.replace(base, seed=seed) for seed in range(1, SEEDS)]
+  row = functools.partial(Config, data=data, **_PRINTED)
+  rows = [row(penalty="none"), *(row(penalty=p, a=a) for p, a in path.PENALTIES)]
+  rows += [row(seed=seed) for seed in range(1, SEEDS)]
   if data == _TABLE_3[0]:
     rows += [
-      dataclasses.replace(base, penalty="transformed_l1", a=a, **change)
+      row(penalty="transformed_l1", a=a, **change)
       for a in _TABLE_3[1]
       for change in (
         {"overwrite": True},
@@ -85,7 +84,7 @@ def tuned_rows(data: Data, points: Rows) -> list[Config]:
   the path times the ratio of the numbers of steps.
   """
   base = Config(data=data)
-  rows = [dataclasses.replace(base, penalty="none")]
+  rows = [Config(data, "none")]
   for penalty, a in path.PENALTIES:
     best = Config(**path.chosen(points, penalty, a)["config"])
     threshold = best.threshold
@@ -94,11 +93,7 @@ def tuned_rows(data: Data, points: Rows) -> list[Config]:
       chosen = configs.penalty(best)
       step = shorter * float(rvsm_jax.step_for_threshold(chosen, threshold))
       threshold = float(f"{float(rvsm_jax.threshold_for_step(chosen, step)):.3g}")
-    rows.append(
-      dataclasses.replace(
-        base, penalty=penalty, a=a, threshold=threshold, beta=best.beta
-      )
-    )
+    rows.append(Config(data, penalty, a, beta=best.beta, threshold=threshold))
   rows += [
     dataclasses.replace(row, seed=seed)
     for row in rows
@@ -133,42 +128,6 @@ def train_row(
   return result
 
 
-def train_all(
-  runs: pathlib.Path,
-  folder: pathlib.Path,
-  data_dir: pathlib.Path | None = None,
-  jobs: int = 1,
-  only: Literal["path", "all"] = "all",
-) -> None:
-  """Trains all that the tables need and `folder` lacks; goes on where it stopped."""
-  for data in DATA:
-    train.load_data(Config(data=data), data_dir)
-
-  with jobs_.pool(jobs) as pool:
-
-    def submit(block: str, row: Config) -> concurrent.futures.Future:
-      return pool.submit(train_row, row, runs / block, folder / block, data_dir)
-
-    paths = {
-      data: [
-        pool.submit(path.train_path, points, folder / "path", data_dir)
-        for points in path.grid(data)
-      ]
-      for data in DATA
-    }
-    rows = {data: printed_rows(data) if only == "all" else [] for data in DATA}
-    waiting = [submit("printed", row) for data in DATA for row in rows[data]]
-    for data in DATA:
-      points = [point for part in paths[data] for point in part.result()]
-      if only == "all":
-        tuned = tuned_rows(data, points)
-        waiting += [submit("tuned", row) for row in tuned]
-        waiting += [submit("shifted", row) for row in shifted_rows(tuned)]
-    for future in concurrent.futures.as_completed(waiting):
-      final = future.result()["final"]
-      results.console.print(f"{future.result()['name']}: {final['accuracy']}")
-
-
 def load(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   """The results that there are, of each block."""
   return {
@@ -178,11 +137,9 @@ def load(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _order(config: dict[str, Any]) -> tuple[Any, ...]:
-  kinds = [("none", None), *path.PENALTIES]
-  a = config["a"] if config["penalty"] == "transformed_l1" else 1.0
-  kind = (config["penalty"], None if config["penalty"] == "none" else a)
+  kind = [("none", 1.0), *path.PENALTIES].index((config["penalty"], config["a"]))
   algorithm = _ALGORITHMS.index(_algorithm(config))
-  return (config["data"], kinds.index(kind), algorithm, config["seed"])
+  return (config["data"], kind, algorithm, config["seed"])
 
 
 _ALGORITHMS = (
@@ -425,5 +382,31 @@ def main(
   """
   runs = places.output or pathlib.Path("runs", "curves")
   folder = places.report("curves", runs)
-  train_all(runs, folder, places.data_dir, jobs, only)
+  for data in DATA:
+    train.load_data(Config(data=data), places.data_dir)
+
+  with jobs_.pool(jobs) as pool:
+
+    def submit(block: str, rows: Sequence[Config]) -> list[concurrent.futures.Future]:
+      where = runs / block, folder / block, places.data_dir
+      return [pool.submit(train_row, row, *where) for row in rows]
+
+    paths = {
+      data: [
+        pool.submit(path.train_path, points, folder / "path", places.data_dir)
+        for points in path.grid(data)
+      ]
+      for data in DATA
+    }
+    waiting = []
+    if only == "all":
+      waiting += [one for data in DATA for one in submit("printed", printed_rows(data))]
+    for data in DATA:
+      points = [point for part in paths[data] for point in part.result()]
+      if only == "all":
+        tuned = tuned_rows(data, points)
+        waiting += submit("tuned", tuned) + submit("shifted", shifted_rows(tuned))
+    for future in concurrent.futures.as_completed(waiting):
+      final = future.result()["final"]
+      results.console.print(f"{future.result()['name']}: {final['accuracy']}")
   results.announce(write(folder))
