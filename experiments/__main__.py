@@ -1,6 +1,6 @@
 """`python -m experiments NAME ...` runs an experiment; `NAME --help` says how.
 
-Each is a module with `COMMANDS`: a function, or several by name.
+Each is a module whose command is `main`, or several in `COMMANDS`, by name.
 """
 
 import importlib
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     sys.exit(known if arguments[:1] not in ([], ["--help"], ["-h"]) else print(known))
   name, *rest = arguments
   module = importlib.import_module(f"experiments.{name}")
-  cli.run(name, module.COMMANDS, rest)
+  cli.run(name, getattr(module, "COMMANDS", module.main), rest)
 
 
 if __name__ == "__main__":

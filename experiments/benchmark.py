@@ -473,7 +473,5 @@ def main(
   results.show([results.write_atomically(file.with_suffix(".md"), text)])
 
 
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("benchmark", COMMANDS, sys.argv[1:])
+  cli.run("benchmark", main, sys.argv[1:])

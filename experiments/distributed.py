@@ -229,7 +229,5 @@ def main(
   results.console.print(result["final"])
 
 
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("distributed", COMMANDS, sys.argv[1:])
+  cli.run("distributed", main, sys.argv[1:])

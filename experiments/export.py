@@ -219,7 +219,7 @@ Written by `python -m experiments export`.
 """
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table and the figure of the result in a folder; returns their paths."""
   result = results.read(folder / "export.json")
   files = [folder / name for name in ("export.md", "bcoo.png")]
@@ -247,12 +247,8 @@ def main(
   )
   folder = places.report("export", places.run("export"))
   results.write_json(folder / "export.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
-
-rebuild = write
-
-COMMANDS = main
 
 if __name__ == "__main__":
-  cli.run("export", COMMANDS, sys.argv[1:])
+  cli.run("export", main, sys.argv[1:])

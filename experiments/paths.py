@@ -252,7 +252,7 @@ def accuracies(
   return out
 
 
-def write(directory: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes the report and the figure of the result in a directory."""
   result = results.read(directory / "paths.json")
   files = [directory / "paths.md", directory / "paths.png"]
@@ -374,12 +374,8 @@ def main(
       paths=run.once("paths", lambda: accuracies(config, data, vmap)),
     )
   results.write_json(folder / "paths.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
-
-rebuild = write
-
-COMMANDS = main
 
 if __name__ == "__main__":
-  cli.run("paths", COMMANDS, sys.argv[1:])
+  cli.run("paths", main, sys.argv[1:])

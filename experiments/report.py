@@ -24,7 +24,5 @@ def main(results_folder: pathlib.Path = results.DIRECTORY) -> None:
   results.announce(rebuilt(results_folder))
 
 
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("report", COMMANDS, sys.argv[1:])
+  cli.run("report", main, sys.argv[1:])

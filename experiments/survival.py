@@ -198,7 +198,7 @@ def markdown(result: dict[str, Any]) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def write(directory: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the result in a directory, and returns its path."""
   text = markdown(results.read(directory / "survival.json"))
   return [results.write_atomically(directory / "survival.md", text)]
@@ -245,15 +245,11 @@ def main(
       # After every experiment, since all of them take long.
       result = results.result("survival", config, None, experiments=found)
       results.write_json(folder / "survival.json", result)
-      files = write(folder)
+      files = rebuild(folder)
   results.show(files)
   if any(one["differences"] for one in found.values()):
     sys.exit("A training that was killed ended otherwise than one that was not.")
 
 
-rebuild = write
-
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("survival", COMMANDS, sys.argv[1:])
+  cli.run("survival", main, sys.argv[1:])

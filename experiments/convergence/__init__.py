@@ -74,5 +74,3 @@ def main(
 
 
 rebuild = report.write
-
-COMMANDS = main

@@ -107,7 +107,8 @@ def protocol(config: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
   """The table of one training, the paper's row beside it."""
   config, final = result["config"], result["final"]
-  printed = paper.row(config["data"], config["penalty"], config["a"])
+  a = config["a"] if config["penalty"] == "transformed_l1" else 1.0
+  printed = paper.row(config["data"], config["penalty"], a)
   rows = []
   if printed is not None:
     number, row = printed
