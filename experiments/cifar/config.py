@@ -251,7 +251,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     *(rate, settings.momentum, steps, row.sparsity, VALUES.get(row.method)),
     weight_decay=settings.weight_decay,
   )
-  sgd, mask = setting.sgd, rvsm_jax.kernels
+  sgd, mask = setting.optimizer, rvsm_jax.kernels
   match row:
     case Row(method="sgd"):
       return sgd
