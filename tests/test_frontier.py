@@ -122,6 +122,7 @@ def test_the_report_calls_equal_what_is_within_a_standard_error(tmp_path):
   assert (tmp_path / "digits.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_trainings_one_by_one_are_those_at_once(data, tmp_path, monkeypatch):
   with Run(tmp_path / "at once", config("rvsm-l0")) as run:
     at_once = train.train(config("rvsm-l0"), data, run)

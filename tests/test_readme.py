@@ -11,6 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture):
   exec(compile(block, "README.md", "exec"), {})
   (line,) = capsys.readouterr().out.splitlines()
