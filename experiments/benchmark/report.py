@@ -81,17 +81,24 @@ def _step_title(steps: dict[str, Any]) -> str:
 
 def _steps(steps: dict[str, Any]) -> str:
   rows = [
-    [name, f"{row['ratio']:.3f}", f"{1e3 * row['seconds']:.0f} ms"]
+    [name, f"{row['ratio']:.3f}"]
+    + [f"{1e3 * row[key]:.0f} ms" for key in ("seconds", "base_seconds")]
     for name, row in steps["rows"].items()
   ]
-  return tables.table(["optimizer", "ratio to sgd", "step"], rows)
+  header = ["optimizer", "ratio to sgd", "step", "step of sgd beside it"]
+  return (
+    f"{tables.table(header, rows)}\n\nThe machine is not equally fast all the time:"
+    " compare a step with the one of sgd that was measured in turn with it, not with"
+    " another row. The ratio is the median of the ratios of the pairs."
+  )
 
 
 def _against_torch(torch: dict[str, Any]) -> str:
   return (
     f"Against PyTorch {torch['torch']}, eager, plain SGD, the same threads: JAX takes"
-    f" {torch['ratio']:.2f} times as long ({1e3 * torch['seconds']:.0f} ms and"
-    f" {1e3 * torch['base_seconds']:.0f} ms)."
+    f" {torch['ratio']:.2f} times as long, the median of the pairs of calls; their"
+    f" medians are {1e3 * torch['seconds']:.0f} ms and"
+    f" {1e3 * torch['base_seconds']:.0f} ms."
   )
 
 
