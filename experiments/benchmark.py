@@ -433,8 +433,8 @@ def markdown(result: dict[str, Any]) -> str:
       f"{title} {steps['batch_size']}",
       _table(_STEPS, steps["rows"]),
       "The machine is not equally fast all the time: compare a step with the one of sgd"
-      " that was measured in turn with it, not with another row. The ratio is the median"
-      " of the ratios of the pairs.",
+      " that was measured in turn with it, not with another row. The ratio is the"
+      " median of the ratios of the pairs.",
     ]
   if torch := result.get("torch"):
     parts.append(
