@@ -9,6 +9,7 @@ import importlib
 import pathlib
 import sys
 
+from experiments import summary
 from experiments.core import cli, results
 
 
@@ -21,7 +22,7 @@ def rebuilt(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def main(results_folder: pathlib.Path = results.DIRECTORY) -> None:
   """Writes the tables and figures of all experiments again, the papers' beside ours."""
-  results.announce(rebuilt(results_folder))
+  results.announce([*rebuilt(results_folder), *summary.write(results_folder)])
 
 
 if __name__ == "__main__":

@@ -183,15 +183,18 @@ _COLUMNS: Columns = {
 def markdown(result: dict[str, Any]) -> str:
   """The table of a result."""
   found = result["experiments"]
-  total = sum(len(one["kills"]) for one in found.values())
+  steps = [kill["step"] for one in found.values() for kill in one["kills"]]
+  resumed = sum(step is not None for step in steps)
   parts = [
     "# Runs that survive",
-    f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
-    " uniformly from the time that the undisturbed training takes. After each kill"
-    " the same command was run again in the same directory; one that got to its"
-    " end was compared with the undisturbed training: the same names of files, so"
-    " that nothing is left over, and the same content of every JSON file but for"
-    f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
+    f"{len(steps)} kills with SIGKILL, seed {result['config']['seed']}, at moments"
+    " drawn uniformly from the time that the undisturbed training takes."
+    f" {resumed} of them came when there was a checkpoint to resume from; after the"
+    f" other {len(steps) - resumed} the training, or what of it was not finished, began"
+    " again. After each kill the same command was run again in the same directory;"
+    " one that got to its end was compared with the undisturbed training: the same"
+    " names of files, so that nothing is left over, and the same content of every"
+    f" JSON file but for {', '.join(_VOLATILE)}. The trainings are reduced in size.",
     of_rows(_COLUMNS, found.items()),
     results.footer([result]),
   ]
