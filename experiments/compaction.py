@@ -207,7 +207,5 @@ Written by `python -m experiments compaction`.
 
 rebuild = write
 
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("compaction", COMMANDS, sys.argv[1:])
+  cli.run("compaction", main, sys.argv[1:])

@@ -504,7 +504,5 @@ def main(
 
 rebuild = write
 
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("fista", COMMANDS, sys.argv[1:])
+  cli.run("fista", main, sys.argv[1:])

@@ -310,7 +310,5 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
 
 rebuild = write
 
-COMMANDS = main
-
 if __name__ == "__main__":
-  cli.run("two_of_four", COMMANDS, sys.argv[1:])
+  cli.run("two_of_four", main, sys.argv[1:])

@@ -96,6 +96,3 @@ def _report(
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes all tables and figures of the results in a folder again."""
   return [file for size in sorted(folder.glob("*/")) for file in report.write(size)]
-
-
-COMMANDS = main

@@ -14,14 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.datasets import (
-  alphabets,
-  cifar,
-  mnist,
-  planar_shapes,
-  tabular,
-  text,
-)
+from experiments.datasets import alphabets, cifar, mnist, planar_shapes, tabular, text
 from experiments.datasets._cache import Arrays, DataSet
 
 PLANAR_SHAPES = DataSet("planar_shapes", {"train": 5000, "test": 1000})

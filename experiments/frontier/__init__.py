@@ -50,5 +50,3 @@ def main(
 
 
 rebuild = report.write
-
-COMMANDS = main

@@ -68,5 +68,3 @@ def main(
 
 
 rebuild = report.write
-
-COMMANDS = main
