@@ -5,14 +5,12 @@ character transformer, dense and with half of the weights zero: anywhere in a la
 two of any four consecutive ones along the axis that a product sums over.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
 import sys
 from typing import Annotated, Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,68 +18,11 @@ import optax
 import tyro
 
 from experiments import datasets
-from experiments.core import backend, cli, measure, results, tables, training
+from experiments.core import backend, cli, measure, results, tables, tasks
 from experiments.core.run import Run
-from experiments.core.training import Data, Examples
-from experiments.datasets import text
-from experiments.networks.cnn import CNN
-from experiments.networks.transformer import Transformer
+from experiments.core.tasks import TASKS, Task
+from experiments.core.training import Data
 import rvsm_jax
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A data set with its network, and how it is trained.
-
-  Attributes:
-    name: of the data set.
-    title: what tables call it.
-    unit: of the number in the table, "%" of accuracy or "nats".
-    network: from the random numbers.
-    optimizer: from the number of steps; AdamW or SGD, one cycle.
-    epochs: passes over the training examples.
-    batch_size: examples per step.
-    train_size: only so many training examples, the first; None takes all.
-  """
-
-  name: str
-  title: str
-  unit: str
-  network: Callable[[nnx.Rngs], nnx.Module]
-  optimizer: Callable[[int], optax.GradientTransformation]
-  epochs: int
-  batch_size: int
-  train_size: int | None = None
-
-
-def _cnn(rngs: nnx.Rngs) -> nnx.Module:
-  return CNN((28, 28, 1), (16, 32, 64), (0, 1, 2), (64, 10), fused=True, rngs=rngs)
-
-
-def _sgd(steps: int) -> optax.GradientTransformation:
-  rate = optax.cosine_onecycle_schedule(steps, 0.1)
-  return optax.sgd(rate, 0.9, nesterov=True)
-
-
-def _adamw(steps: int) -> optax.GradientTransformation:
-  rate = optax.cosine_onecycle_schedule(steps, 3e-3, pct_start=0.1)
-  return optax.adamw(rate, weight_decay=0.1)
-
-
-def _transformer(rngs: nnx.Rngs) -> nnx.Module:
-  return Transformer(len(text.ALPHABET), text.CONTEXT, rngs=rngs)
-
-
-TASKS = {
-  task.name: task
-  for task in (
-    Task(
-      *("fashion_mnist", "Fashion-MNIST, CNN", "%", _cnn, _sgd, 10, 64),
-      train_size=5000,
-    ),
-    Task("text", "text, transformer", "nats", _transformer, _adamw, 1, 8),
-  )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,27 +96,16 @@ def cut_at(penalty: rvsm_jax.Penalty, when: int) -> optax.GradientTransformation
 
 def optimizers(task: Task, steps: int) -> dict[str, optax.GradientTransformation]:
   """What is trained with, by the name of the method and the pattern."""
-  made = {"dense": task.optimizer(steps)}
+  optimizer = lambda: task.optimizer(task.rate(steps))  # noqa: E731
+  made = {"dense": optimizer()}
   for pattern, penalty in PATTERNS.items():
     made[f"cut and tuned, {pattern}"] = optax.chain(
-      task.optimizer(steps), cut_at(penalty, steps // 2)
+      optimizer(), cut_at(penalty, steps // 2)
     )
     made[f"straight-through, {pattern}"] = rvsm_jax.straight_through(
-      task.optimizer(steps), penalty, step=1.0, mask=chosen
+      optimizer(), penalty, step=1.0, mask=chosen
     )
   return made
-
-
-def load(task: Task, places: cli.Places) -> Data:
-  """The examples: images in [0, 1], or numbers of characters."""
-
-  def part(split: str) -> Examples:
-    x, y = datasets.load(task.name, split, places.data_dir, places.source)
-    if split == "train":
-      x, y = x[: task.train_size], y[: task.train_size]
-    return Examples(x if task.name == "text" else x.astype(np.float32) / 255, y)
-
-  return Data(part("train"), part("test"))
 
 
 def train(task: Task, data: Data, method: str, seed: int, epochs: int) -> dict:
@@ -183,27 +113,16 @@ def train(task: Task, data: Data, method: str, seed: int, epochs: int) -> dict:
 
   Of the dense network also what it is worth when it is cut at the end.
   """
-  graph, params = nnx.split(task.network(nnx.Rngs(params=seed)))
-  steps = epochs * (len(data.train.y) // task.batch_size)
-  forward = training.plain_forward(graph)
-  trainer = training.Trainer(
-    forward, lambda _: optimizers(task, steps)[method], seed=seed
-  )
-  examples = Examples(*map(jnp.asarray, data.train))
-  evaluate = training.evaluator(forward, data.test, 100 if task.unit == "%" else 16)
-  state, step = trainer.init(params), trainer.compiled(examples, whole_epochs=False)
-  for epoch in range(epochs):
-    order = training.epoch_order(seed, epoch, len(data.train.y), task.batch_size)
-    for batch in order:
-      state = step.call(state, batch)
-  training.require_finite(state.params, f"{task.title}, {method}")
+  tx = optimizers(task, task.steps(data, epochs))[method]
+  state, graph = tasks.fit(task, data, tx, seed, epochs)
+  evaluate = tasks.evaluator(task, data.test)
   networks = {method: state.sparse}
   if method == "dense":
     for pattern, penalty in PATTERNS.items():
       networks[f"cut once, {pattern}"] = projected(penalty, state.params)
   found = {}
   for name, network in networks.items():
-    loss, accuracy = evaluate(network)
+    loss, accuracy = evaluate(graph, network)
     zeros = float(measure.zeros(network, chosen))
     found[name] = {"loss": loss, "accuracy": accuracy, "zeros": zeros}
   return found
@@ -226,7 +145,7 @@ def main(
   with Run(runs, config) as run:
     for name, seeds in zip(config.tasks, config.seeds, strict=False):
       task = TASKS[name]
-      data = load(task, places)
+      data = tasks.load(task, places.data_dir, places.source)
       epochs = config.epochs or task.epochs
       networks: dict[str, list[Any]] = {}
       for method in optimizers(task, 1):
