@@ -93,17 +93,7 @@ def survive(
   kills: int,
   rng: np.random.Generator,
 ) -> Outcome:
-  """Kills a training at random moments, uniform in the time that it takes.
-
-  Args:
-    start: starts its process, whose files all go into a directory.
-    directory: for directories of trainings.
-    kills: how many.
-    rng: of the moments.
-
-  Raises:
-    RuntimeError: if a process ends otherwise than it should.
-  """
+  """Kills a training at random moments, uniform in the time that it takes."""
   whole = directory / "undisturbed"
   began = time.monotonic()
   _require_success(start(whole).wait(), whole)
@@ -186,12 +176,7 @@ def numbers(value: Any) -> Any:
 
 
 def command(name: Name, compiled: pathlib.Path) -> Callable[[pathlib.Path], Child]:
-  """Starts an experiment, reduced in size, in a process of its own.
-
-  Args:
-    name: of the experiment.
-    compiled: where JAX keeps compiled programs, so that a process soon trains.
-  """
+  """Starts an experiment, reduced in size, in a process of its own."""
 
   def start(directory: pathlib.Path) -> Child:
     text = _COMMANDS[name].format(results=directory / "results", output=directory)
