@@ -81,8 +81,8 @@ def measure(
 
   Returns:
     For "before" and "after" the number of `units` (the outputs of all layers with
-    weights, and heads) and `parameters`, their size in `bytes` and the `milliseconds` for the
-    inputs; `speedup`; and `difference`, the largest of the
+    weights, and heads) and `parameters`, their size in `bytes` and the
+    `milliseconds` for the inputs; `speedup`; and `difference`, the largest of the
     outputs over the largest output.
   """
   runs = [_compiled(network) for network in (model, smaller)]
@@ -345,9 +345,9 @@ def _page_of_trained(report: dict[str, Any]) -> str:
     parts += [f"## {TASKS[name].title}", tables.table(header, rows)]
     parts.append(f"Data: {found['note']}.")
   parts.append(
-    "Units are the outputs of all layers with weights, and heads; milliseconds those of a batch"
-    " (256 images; 16 pieces of text), medians of 15 runs in turns with the dense"
-    f" network, of which the speedup is the ratio. {results.footer([report])}\n"
+    "Units are the outputs of all layers with weights, and heads; milliseconds those of"
+    " a batch (256 images; 16 pieces of text), medians of 15 runs in turns with the"
+    f" dense network, of which the speedup is the ratio. {results.footer([report])}\n"
     "Written by `python -m experiments compaction trained`."
   )
   return "\n\n".join(parts) + "\n"
