@@ -170,7 +170,7 @@ def _trained(
   task: Task, data: Data, config: Config, methods: tuple[str, ...], run: Run
 ) -> dict[str, list[Any]]:
   networks: dict[str, list[Any]] = {}
-  for method in methods:
+  for method in methods or optimizers(task, 1):
     for seed in range(config.seeds):
       results.console.print(f"{task.title}: {method}, seed {seed}")
       one = run.once(
