@@ -399,6 +399,7 @@ _STEPS = {
   "optimizer": "{name}",
   "ratio to sgd": "{ratio:.3f}",
   "step": lambda row: f"{1e3 * row['seconds']:.0f} ms",
+  "step of sgd beside it": lambda row: f"{1e3 * row['base_seconds']:.0f} ms",
 }
 _MAPS = {
   "map": "{name}",
@@ -428,12 +429,19 @@ def markdown(result: dict[str, Any]) -> str:
     ]
   if steps := result.get("steps"):
     title = "## The training step of the curves CNN at batch size"
-    parts += [f"{title} {steps['batch_size']}", _table(_STEPS, steps["rows"])]
+    parts += [
+      f"{title} {steps['batch_size']}",
+      _table(_STEPS, steps["rows"]),
+      "The machine is not equally fast all the time: compare a step with the one of sgd"
+      " that was measured in turn with it, not with another row. The ratio is the"
+      " median of the ratios of the pairs.",
+    ]
   if torch := result.get("torch"):
     parts.append(
       f"Against PyTorch {torch['torch']}, eager, plain SGD, the same threads: JAX takes"
-      f" {torch['ratio']:.2f} times as long ({1e3 * torch['seconds']:.0f} ms and"
-      f" {1e3 * torch['base_seconds']:.0f} ms)."
+      f" {torch['ratio']:.2f} times as long, the median of the pairs of calls; their"
+      f" medians are {1e3 * torch['seconds']:.0f} ms and"
+      f" {1e3 * torch['base_seconds']:.0f} ms."
     )
   if maps := result.get("maps"):
     title = f"## The proximal maps on {maps['size']:,} float32 numbers"

@@ -207,17 +207,21 @@ def markdown(result: dict[str, Any]) -> str:
       ]
     )
   head = ["experiment", "kills", "with a checkpoint", "trainings", "differences"]
-  total = sum(len(found["kills"]) for found in result["experiments"].values())
+  total = sum(int(row[1]) for row in rows)
+  resumed = sum(int(row[2]) for row in rows)
   return (
     "\n\n".join(
       [
         "# Runs that survive",
         f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
-        " uniformly from the time that the undisturbed training takes. After each kill"
-        " the same command was run again in the same directory; one that got to its"
-        " end was compared with the undisturbed training: the same names of files, so"
-        " that nothing is left over, and the same content of every JSON file but for"
-        f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
+        " uniformly from the time that the undisturbed training takes."
+        f" {resumed} of them came when there was a checkpoint to resume from; after the"
+        f" other {total - resumed} the training, or what of it was not finished, began"
+        " again. After each kill the same command was run again in the same directory;"
+        " one that got to its end was compared with the undisturbed training: the same"
+        " names of files, so that nothing is left over, and the same content of every"
+        f" JSON file but for {', '.join(_VOLATILE)}. The trainings are reduced in"
+        " size.",
         table(head, rows),
         results.footer([result]),
       ]
