@@ -110,3 +110,23 @@ def test_the_report_calls_equal_what_is_within_a_standard_error(tmp_path):
   assert better.rstrip(" |").endswith("ours")
   report.draw("DIGITS", found, tmp_path / "digits.png")
   assert (tmp_path / "digits.png").stat().st_size > 1000
+
+
+def test_trainings_one_by_one_are_those_at_once(data, tmp_path, monkeypatch):
+  with Run(tmp_path / "at once", config("rvsm-l0")) as run:
+    at_once = train.train(config("rvsm-l0"), data, run)
+  monkeypatch.setattr(configs.Task, "at_once", False)
+  with Run(tmp_path / "one by one", config("rvsm-l0")) as run:
+    one_by_one = train.train(config("rvsm-l0"), data, run)
+  for pair in zip(at_once["finals"], one_by_one["finals"], strict=True):
+    points = [(point["share"], point["seed"]) for point in pair]
+    assert points[0] == points[1]
+    assert pair[0]["accuracy"] == pytest.approx(pair[1]["accuracy"], abs=0.02)
+
+
+def test_the_convolutional_task_is_a_network_of_its_images():
+  task = configs.TASKS["fashion_mnist"]
+  params = train.initial_params(task, 0)
+  config = configs.Config(task, "sparsify", (0.0,))
+  logits, _ = train.trainer(config, 10).forward(params, (), jnp.zeros((2, 28, 28, 1)))
+  assert logits.shape == (2, 10)

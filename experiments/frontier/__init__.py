@@ -19,7 +19,7 @@ def main(
 
   Args:
     places: where it reads and writes.
-    tasks: digits, pendigits.
+    tasks: digits, pendigits, fashion_mnist.
     methods: their names; by default all.
 
   Raises:

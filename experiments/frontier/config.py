@@ -1,7 +1,7 @@
 """The tasks, the methods, and what of each is chosen on validation examples."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -20,12 +20,15 @@ class Task:
   Attributes:
     name: of the data set.
     title: what tables call it.
-    sizes: of the layers of a perceptron.
+    sizes: of the layers of a perceptron; or the channels of the convolutions of a CNN,
+      each with pooling, and then the sizes of its two dense layers.
     scale: the largest value of an input.
     epochs: passes over the training examples.
     batch_size: examples per step.
     learning_rate: the peak of one cycle, of SGD with momentum.
     momentum: Nesterov's.
+    network: which.
+    train_size: only so many training examples, the first; 0 takes all.
   """
 
   name: str
@@ -36,6 +39,19 @@ class Task:
   batch_size: int
   learning_rate: float
   momentum: float = 0.9
+  network: Literal["perceptron", "cnn"] = "perceptron"
+  train_size: int = 0
+
+  @property
+  def at_once(self) -> bool:
+    """Whether one program does all trainings: convolutions are slow that way."""
+    return self.network == "perceptron"
+
+  @property
+  def described(self) -> str:
+    """The network, for a sentence."""
+    name = {"perceptron": "Perceptron", "cnn": "CNN"}[self.network]
+    return f"{name} {'-'.join(map(str, self.sizes))}"
 
 
 TASKS = {
@@ -43,6 +59,11 @@ TASKS = {
   for task in (
     Task("digits", "DIGITS", (64, 300, 100, 10), 16.0, 60, 64, 0.1),
     Task("pendigits", "PENDIGITS", (16, 300, 100, 10), 100.0, 30, 64, 0.1),
+    Task(
+      *("fashion_mnist", "Fashion-MNIST", (16, 32, 64, 10), 255.0, 10, 64, 0.1),
+      network="cnn",
+      train_size=4000,
+    ),
   )
 }
 

@@ -109,7 +109,7 @@ def _comparison(found: Found, shares: Sequence[float]) -> str:
 
 def _protocol(found: Found) -> str:
   first = next(iter(found.values()))
-  task = first["config"]["task"]
+  task = TASKS[first["config"]["task"]["name"]]
   values = "; ".join(
     f"{METHODS[name].title}: {METHODS[name].hyper}"
     f" {', '.join(f'{v:g}' for v in result['config']['values'])}"
@@ -117,9 +117,10 @@ def _protocol(found: Found) -> str:
     if len(result["config"]["values"]) > 1
   )
   return (
-    f"Perceptron {'-'.join(map(str, task['sizes']))}, {task['epochs']} epochs in"
-    f" batches of {task['batch_size']}, SGD with Nesterov momentum"
-    f" {task['momentum']:g}, one cycle with peak {task['learning_rate']:g};"
+    f"{task.described}, {task.epochs} epochs"
+    + (f" of {task.train_size} examples" if task.train_size else "")
+    + f" in batches of {task.batch_size}, SGD with Nesterov momentum"
+    f" {task.momentum:g}, one cycle with peak {task.learning_rate:g};"
     f" {first['config']['seeds']} seeds. Pull: beta (of ADMM, rho) times the learning"
     f" rate. Values: {values}. {results.footer(list(found.values()))}"
   )
