@@ -234,10 +234,9 @@ def _protocol(settings: configs.Settings) -> str:
     f" paper prints neither), He initialisation, {settings.precision}, seed"
     f" {settings.seed}. RVSM without a target sparsity has the paper's lambda, beta and"
     " order (Algorithm 1). Target sparsities hold for all kernels together and rise by"
-    " the cubic ramp of Zhu & Gupta (2017) from 10% of the training to its half, of"
-    f" pruning to {configs.VALUES['pruning']:.0%}, as `sparsify` has it there; beta"
-    f" times the learning rate is {configs.VALUES['rvsm']:g}. None of these was"
-    " searched here: they are what the frontier chose on small tasks."
+    " the cubic ramp of Zhu & Gupta (2017), up to half of the training for all methods"
+    " alike, from 10% of it, or, for `sparsify`, from its beginning; beta times the"
+    f" learning rate is {configs.PULL:g}. Nothing was searched here."
   )
 
 
