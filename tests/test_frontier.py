@@ -1,5 +1,7 @@
 """The frontier: every method is made, searched alike, and never given fewer zeros."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,14 +64,21 @@ def test_a_method_is_searched_on_validation_examples_and_reaches_the_share(
     assert point["zeros"] >= point["share"] - 1e-6
     assert point["zeros_found"] == pytest.approx(point["share"], abs=0.02)
     assert point["accuracy"] > 0.6
-  assert [(p["share"], p["value"]) for p in result["search"]] == [
-    (share, value) for share in (0.5, 0.8) for value in config(name).values
-  ]
+  values = config(name).values
+  grid = [(share, value) for share in (0.5, 0.8) for value in values]
+  assert [(p["share"], p["value"]) for p in result["search"]] == (
+    [] if len(values) == 1 else grid
+  )
   for share in (0.5, 0.8):
     search = [p for p in result["search"] if p["share"] == share]
-    best = max(search, key=lambda point: point["accuracy"])["value"]
+    best = max(
+      search, key=lambda point: point["accuracy"], default={"value": values[0]}
+    )
     finals = [p for p in result["finals"] if p["share"] == share]
-    assert [(p["value"], p["seed"]) for p in finals] == [(best, 0), (best, 1)]
+    assert [(p["value"], p["seed"]) for p in finals] == [
+      (best["value"], 0),
+      (best["value"], 1),
+    ]
 
 
 def test_the_search_sees_no_test_example(data):
@@ -130,3 +139,55 @@ def test_the_convolutional_task_is_a_network_of_its_images():
   config = configs.Config(task, "sparsify", (0.0,))
   logits, _ = train.trainer(config, 10).forward(params, (), jnp.zeros((2, 28, 28, 1)))
   assert logits.shape == (2, 10)
+
+
+def test_text_is_reported_in_nats():
+  """The best is the lowest, and a lower loss a positive difference."""
+  task = configs.TASKS["text"]
+
+  def of(name, losses):
+    finals = [
+      {"share": 0.9, "value": 0.5, "seed": k, "loss": loss, "accuracy": 0.1}
+      for k, loss in enumerate(losses)
+    ]
+    found = dataclasses.replace(configs.config_of(task, name), shares=(0.9,))
+    return results.result("frontier", found, None, search=[], finals=finals)
+
+  found = {
+    "pruning-all": of("pruning-all", (1.9, 1.92)),
+    "through-all": of("through-all", (1.7, 1.72)),
+  }
+  text = report.markdown({"text": found})
+  assert "| **1.710 ± 0.010** |" in text
+  assert "| +0.200 ± 0.014 |" in text
+  assert "not searched" in text
+
+
+def test_a_large_task_has_the_methods_that_matter():
+  task = configs.TASKS["text"]
+  assert {configs.METHODS[name].group for name in configs.methods_of(task)} == {
+    *("dense", "pruning", "ours")
+  }
+  for name in configs.methods_of(task):
+    assert len(configs.config_of(task, name).values) == 1
+  small = configs.TASKS["digits"]
+  assert configs.methods_of(small) == tuple(configs.METHODS)
+  assert configs.config_of(small, "rvsm-l0").values == configs.METHODS["rvsm-l0"].values
+
+
+def test_the_dense_network_is_trained_once_for_all_shares(data, tmp_path, monkeypatch):
+  task = dataclasses.replace(TASK, network="perceptron", epochs=2)
+  monkeypatch.setattr(configs.Task, "at_once", property(lambda task: False))
+  one = dataclasses.replace(config("cut"), task=task)
+  starts = []
+  create = train.initial_params
+  monkeypatch.setattr(
+    train,
+    "initial_params",
+    lambda task, seed: starts.append(seed) or create(task, seed),
+  )
+  with Run(tmp_path, one) as run:
+    result = train.train(one, data, run)
+  assert sorted(starts) == [0, 1]
+  assert [p["share"] for p in result["finals"]] == [0.5, 0.5, 0.8, 0.8]
+  assert len({p["accuracy_w"] for p in result["finals"] if p["seed"] == 0}) == 1

@@ -255,7 +255,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     *(rate, settings.momentum, steps, row.sparsity, row.value),
     weight_decay=settings.weight_decay,
   )
-  sgd, mask = setting.sgd, rvsm_jax.kernels
+  sgd, mask = setting.optimizer, rvsm_jax.kernels
   match row:
     case Row(method="sgd"):
       return sgd

@@ -22,7 +22,8 @@ class Setting(NamedTuple):
     steps: updates of the training.
     share: of zeros that is wanted.
     value: of the hyperparameter of the method.
-    weight_decay: of all parameters, in the gradient, ahead of the momentum.
+    weight_decay: of all parameters; of SGD in the gradient, ahead of the momentum.
+    adam: whether the optimizer is AdamW instead.
   """
 
   rate: optax.Schedule
@@ -31,10 +32,13 @@ class Setting(NamedTuple):
   share: Any = 0.0
   value: Any = 0.0
   weight_decay: float = 0.0
+  adam: bool = False
 
   @property
-  def sgd(self) -> optax.GradientTransformation:
+  def optimizer(self) -> optax.GradientTransformation:
     """The optimizer of all methods."""
+    if self.adam:
+      return optax.adamw(self.rate, weight_decay=self.weight_decay)
     sgd = optax.sgd(self.rate, self.momentum, nesterov=True)
     if not self.weight_decay:
       return sgd
@@ -82,7 +86,7 @@ Make = Callable[[Setting], optax.GradientTransformation]
 def pruning(scope: Any) -> Make:
   """Gradual magnitude pruning; the value is the end of the ramp."""
   return lambda s: optax.chain(
-    s.sgd, rvsm_jax.magnitude_pruning(s.ramp(s.value), scope=scope)
+    s.optimizer, rvsm_jax.magnitude_pruning(s.ramp(s.value), scope=scope)
   )
 
 
@@ -98,7 +102,7 @@ def rvsm(penalty: rvsm_jax.Penalty) -> Make:
       beta=s.pull,
       mask=rvsm_jax.kernels,
     )
-    return optax.chain(s.sgd, s.by_lam(split, END))
+    return optax.chain(s.optimizer, s.by_lam(split, END))
 
   return make
 
@@ -107,7 +111,7 @@ def straight_through(scope: Any) -> Make:
   """By rank; the value is the end of the ramp."""
   return lambda s: s.by_share(
     lambda penalty: rvsm_jax.straight_through(
-      s.sgd, penalty, step=1.0, mask=rvsm_jax.kernels
+      s.optimizer, penalty, step=1.0, mask=rvsm_jax.kernels
     ),
     scope,
     s.value,
@@ -116,4 +120,4 @@ def straight_through(scope: Any) -> Make:
 
 def sparsify(s: Setting) -> optax.GradientTransformation:
   """`rvsm_jax.sparsify` as it is, which has no value to choose."""
-  return rvsm_jax.sparsify(s.sgd, s.share, steps=s.steps)
+  return rvsm_jax.sparsify(s.optimizer, s.share, steps=s.steps)

@@ -15,9 +15,11 @@ from experiments import datasets
 from experiments.core import measure, results, training
 from experiments.core.run import Run
 from experiments.core.training import Data, Examples
+from experiments.datasets import text
 from experiments.frontier import config as configs
 from experiments.networks.cnn import CNN
 from experiments.networks.perceptron import perceptron
+from experiments.networks.transformer import Transformer
 
 
 def load_data(
@@ -29,7 +31,8 @@ def load_data(
     x, y = datasets.load(task.name, split, data_dir, source)
     if split == "train" and task.train_size:
       x, y = x[: task.train_size], y[: task.train_size]
-    return Examples(x.astype(np.float32) / task.scale, y)
+    # Characters stay integers.
+    return Examples(x if task.in_nats else x.astype(np.float32) / task.scale, y)
 
   return Data(load("train"), load("test"))
 
@@ -38,6 +41,10 @@ def network(task: configs.Task, rngs: nnx.Rngs) -> nnx.Module:
   """The network of a task before training."""
   if task.network == "perceptron":
     return perceptron(task.sizes, rngs)
+  if task.network == "transformer":
+    width, heads, neurons, blocks = task.sizes
+    sizes = {"width": width, "heads": heads, "hidden": neurons, "blocks": blocks}
+    return Transformer(len(text.ALPHABET), text.CONTEXT, **sizes, rngs=rngs)
   *convolutions, hidden, classes = task.sizes
   pooled = range(len(convolutions))
   return CNN(
@@ -63,10 +70,9 @@ def trainer(config: configs.Config, steps: int) -> training.Trainer:
   task = config.task
   graph = nnx.graphdef(nnx.eval_shape(lambda: network(task, nnx.Rngs(0))))
   method = configs.METHODS[config.method]
-  rate = optax.cosine_onecycle_schedule(steps, task.learning_rate)
   return training.Trainer(
     training.plain_forward(graph),
-    lambda hyper: method.make(configs.Setting(rate, task.momentum, steps, *hyper)),
+    lambda hyper: method.make(task.setting(steps, *hyper)),
   )
 
 
@@ -93,6 +99,7 @@ class Trainings:
 
     self._whole = jax.jit(jax.vmap(whole, (0, 0, 0, None, None)))
     self._measure = jax.jit(self._outcome)
+    self._dense: dict[int, training.TrainState] = {}
 
   def measured(
     self,
@@ -121,9 +128,11 @@ class Trainings:
 
   def _outcome(self, state: training.TrainState, hyper: Any, held: Examples) -> Any:
     sparse = measure.with_share(state.sparse, hyper[0])
+    loss, accuracy = training.means(self.one.forward, sparse, held)
+    loss_w, accuracy_w = training.means(self.one.forward, state.params, held)
     return {
-      "accuracy": training.accuracy(self.one.forward, sparse, held),
-      "accuracy_w": training.accuracy(self.one.forward, state.params, held),
+      **{"loss": loss, "loss_w": loss_w},
+      **{"accuracy": accuracy, "accuracy_w": accuracy_w},
       "zeros": measure.zeros(sparse),
       "zeros_found": measure.zeros(state.sparse),
       "finite": jnp.all(jnp.isfinite(optax.tree.norm(state.params))),
@@ -137,12 +146,20 @@ class Trainings:
   ) -> dict[str, Any]:
     share, value, seed = point
     hyper = jnp.float32(share), jnp.float32(value)
+    if (state := self._dense.get(seed)) is None:
+      state = self._trained(seed, chosen, hyper)
+    if configs.METHODS[self.config.method].group == "dense":
+      # It is the same at all shares.
+      self._dense[seed] = state
+    return _with_point(point, self._measure(state, hyper, held))
+
+  def _trained(self, seed: int, chosen: np.ndarray, hyper: Any) -> training.TrainState:
     state = self.one.init(initial_params(self.config.task, seed), hyper)
     step = self.one.compiled(self.examples, hyper)
     for epoch in self._order(seed, chosen):
       for batches in (epoch,) if step.whole_epochs else epoch:
         state = step.call(state, batches)
-    return _with_point(point, self._measure(state, hyper, held))
+    return state
 
   def _at_once(
     self, points: list[tuple[float, float, int]], chosen: np.ndarray, held: Examples
@@ -185,15 +202,18 @@ def train(config: configs.Config, data: Data, run: Run) -> dict[str, Any]:
   trainings = Trainings(config, data, run)
   searched, held = split(config, data)
   grid = [(s, v, 0) for s, v in itertools.product(config.shares, config.values)]
-  search = trainings.measured("search", grid, searched, held)
+  single = len(config.values) == 1
+  search = [] if single else trainings.measured("search", grid, searched, held)
 
   def best(share: float) -> float:
+    if single:
+      return config.values[0]
     points = [p for p in search if p["share"] == share and p["finite"]]
     if not points:
       raise FloatingPointError(
         f"{config.method} at {share:.0%}: no training is finite."
       )
-    return max(points, key=lambda point: point["accuracy"])["value"]
+    return max(points, key=lambda point: configs.score(config.task, point))["value"]
 
   points = [(s, best(s), seed) for s in config.shares for seed in range(config.seeds)]
   everything = np.arange(len(data.train.y))

@@ -4,7 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-_SMALL = nnx.initializers.normal(0.02)
+_SMALL = nnx.initializers.normal(0.08)
 
 
 class Block(nnx.Module):
@@ -73,7 +73,7 @@ class Transformer(nnx.Module):
     self.character = nnx.Embed(characters, width, embedding_init=_SMALL, rngs=rngs)
     self.place = nnx.Embed(context, width, embedding_init=_SMALL, rngs=rngs)
     self.blocks = nnx.List(
-      [Block(width, heads, hidden, 0.5 / blocks, rngs=rngs) for _ in range(blocks)]
+      [Block(width, heads, hidden, 0.1 / blocks, rngs=rngs) for _ in range(blocks)]
     )
     self.norm = nnx.LayerNorm(width, rngs=rngs)
 
