@@ -11,8 +11,8 @@ import rvsm_jax
 # Dinh & Xin: divided by 10 at epochs 80, 120 and 160 of 200.
 MILESTONES = (0.4, 0.6, 0.8)
 TARGETS = (0.90, 0.95, 0.98)
-# Beta times the learning rate of RVSM at a target sparsity: what the frontier's searches
-# on DIGITS and PENDIGITS like best. The ramp is the same for all methods.
+# Beta times the learning rate of RVSM at a target sparsity: what the frontier's search
+# on DIGITS and PENDIGITS likes best. The ramp is the same for all methods.
 PULL = 0.3
 SMOOTHING = 0.1
 
