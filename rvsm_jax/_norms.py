@@ -7,7 +7,7 @@ from rvsm_jax import _group_thresholds, _penalty, _thresholds
 
 
 def l1_minus_l2() -> _penalty.Penalty:
-  r"""Difference of the l1 and the l2 norm of the whole array.
+  r"""Sparser than l1, on a whole array: the difference of its l1 and its l2 norm.
 
   .. math::
     P(x) = \|x\|_1 - \|x\|_2
@@ -43,7 +43,7 @@ def l1_minus_l2() -> _penalty.Penalty:
 
 
 def nuclear() -> _penalty.Penalty:
-  r"""Nuclear norm: the sum of the singular values.
+  r"""Low rank in place of zeros: the nuclear norm, the sum of the singular values.
 
   .. math::
     P(X) = \sum_i \sigma_i(X), \qquad

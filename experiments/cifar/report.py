@@ -126,7 +126,7 @@ def _line(row: configs.Row, result: dict[str, Any]) -> list[str]:
 
 
 def _losses(results: Results, name: str) -> list[str]:
-  """What l0 loses at the paper's share of zeros, and what its printed threshold does."""
+  """What l0 loses at the paper's share of zeros; what its printed threshold does."""
   dense = _DENSE[name]
   l0, at_share = (
     row for row in configs.TABLES[name] if row.penalty == "l0" and row.method == "rvsm"
@@ -143,12 +143,12 @@ def _losses(results: Results, name: str) -> list[str]:
     )
   if l0.name in results:
     width = results[l0.name]["config"]["settings"]["width"]
+    threshold, deviation = (2 * l0.lam / l0.beta) ** 0.5, (2 / (9 * 512 * width)) ** 0.5
     texts.append(
       "The printed lambda and beta of l0 are a threshold of sqrt(2 lambda / beta) ="
-      f" {(2 * l0.lam / l0.beta) ** 0.5:.3f}. Initial weights of the widest layers have"
-      f" a deviation of {(2 / (9 * 512 * width)) ** 0.5:.3f} here: where that is less, u"
-      " begins with zeros nearly everywhere, and w, which is pulled to them, follows"
-      " but for what its gradient holds."
+      f" {threshold:.3f}. Initial weights of the widest layers have a deviation of"
+      f" {deviation:.3f} here; those of a layer with less than the threshold begin with"
+      " zeros in nearly all of u, to which w is pulled."
     )
   return ["\n\n".join(texts)] if texts else []
 
