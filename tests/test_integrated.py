@@ -567,8 +567,8 @@ class TestReport:
       main.rebuild(tmp_path)
 
 
-def untrained(trainings, point, split, order):
-  params = trainings.initial(point.seed)[1]
+def untrained(trainings, point, params, split, order):
+  del point
   found = trainings.metrics(TrainState(0, params, (), {}), split.held)
   return params, {name: np.array([value] * len(order)) for name, value in found.items()}
 
