@@ -128,6 +128,7 @@ def test_links_to_files_lead_somewhere(page):
   [page for page in PAGES if BLOCK.search(read(page))],
   ids=lambda page: str(page.relative_to(DOCS)),
 )
+@pytest.mark.slow
 def test_python_blocks_run_and_print_what_the_page_says(
   page, capsys, monkeypatch, tmp_path
 ):

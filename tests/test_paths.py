@@ -106,6 +106,7 @@ class TestExperiment:
     )
     return config, train.load_data(tmp_path_factory.mktemp("data"))
 
+  @pytest.mark.slow
   def test_the_ways_agree(self, small):
     from experiments import paths as train
 
@@ -140,6 +141,7 @@ class TestExperiment:
     assert train.uses_vmap(None)
     assert not train.uses_vmap(False)
 
+  @pytest.mark.slow
   def test_the_command_writes_result_table_and_figure(
     self, small, monkeypatch, tmp_path
   ):

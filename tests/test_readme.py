@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINE = re.compile(r"(.+?)  +test accuracy ([0-9.]+)%, zeros ([0-9.]+%)")
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_it_says(capsys: pytest.CaptureFixture):
   exec(compile(CODE, "README.md", "exec"), {})
   written = [LINE.fullmatch(line).groups() for line in PRINTED.splitlines()]
