@@ -296,36 +296,41 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
     found = [row["final"] for row in rows]
     return [1 - f["zeros"]["u"] for f in found], [f["accuracy"]["u"] for f in found]
 
-  with plots.figure(file, width=8.4, height=4.6) as axes:
-    (panel,) = axes[0]
+  with plots.figure(file, columns=2, width=5.2, height=4.2) as axes:
+    panel, full_size = axes[0]
     for color, kind in zip(plots.COLORS, path.PENALTIES, strict=False):
       rows = [r for r in of_kind("path", *kind) if r["config"]["beta"] == Config.beta]
       rows.sort(key=lambda row: row["config"]["threshold"])
       name = penalty_name(results.plain(Config(penalty=kind[0], a=kind[1])))
       style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1}
       panel.plot(*points(rows), color=color, label=name, **style)
-      dot = functools.partial(panel.scatter, color=color, zorder=3)
+      dot = functools.partial(full_size.scatter, color=color, zorder=3)
       dot(*points(of_kind("tuned", *kind)), marker="*", s=130)
       if (row := paper.row(data, *kind)) is not None:
         dot(1 - row[1].sparsity / 100, row[1].accuracy / 100, marker="x", s=50)
     styles: dict[str, dict[str, Any]] = {
-      f"path: {path.REDUCED['train_size']:,} images, {path.REDUCED['epochs']} epochs,"
-      " validation": {"marker": "o", "markersize": 4},
-      "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
-      "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
+      "u of the tuned rows": {"marker": "*", "markersize": 11},
+      "paper: w, below 1e-10": {"marker": "x", "markersize": 7},
     }
     for label, style in styles.items():
-      panel.plot([], [], color=plots.GREY, linestyle="none", label=label, **style)
+      full_size.plot([], [], color=plots.GREY, linestyle="none", label=label, **style)
+    size, epochs = path.REDUCED["train_size"], path.REDUCED["epochs"]
     panel.set(
-      title=f"{title(data)}: accuracy of u against its weights",
-      xlabel="share of the dense layer's weights that is not zero",
-      ylabel="accuracy",
-      xscale="log",
+      title=f"{title(data)}: {size:,} images, {epochs} epochs",
+      ylabel="accuracy of u, validation",
     )
-    panel.invert_xaxis()
-    panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    plots.percent_axis(panel)
-    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    full_size.set(title="5,000 images, 10 epochs", ylabel="accuracy, test")
+    # A network that has learnt nothing would squash the others.
+    found = [row["final"]["accuracy"]["u"] for row in blocks["path"]]
+    panel.set_ylim(max(min(found), max(found) - 0.25) - 0.01, max(found) + 0.01)
+    for axis in (panel, full_size):
+      axis.set(xlabel="weights of the dense layer that are not zero", xscale="log")
+      axis.invert_xaxis()
+      axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    plots.percent_axis(panel, 0)
+    plots.percent_axis(full_size, 2)
+    panel.legend(fontsize=8, loc="lower left")
+    full_size.legend(fontsize=8, loc="best", frameon=True, edgecolor="none")
 
 
 def draw_distributions(blocks: Blocks, file: pathlib.Path) -> None:

@@ -255,10 +255,12 @@ def _table_1_or_2(rows: Rows, block: str) -> str:
       measure.sparse_name(rows[0]["final"])
     ](rows)
   columns["zeros in u"] = _share("zeros", "u")
-  columns |= {f"w below 1e-{n}": _share("w_below", str(n)) for n in measure.EXPONENTS}
   if block != "printed":
     columns |= {name: setting(name) for name in ("threshold", "beta")}
-  return of_rows(columns, _groups(rows))
+  below = {f"1e-{n}": _share("w_below", str(n)) for n in measure.EXPONENTS}
+  groups = _groups(rows)
+  shares = of_rows({"w below": _penalty, **below}, groups)
+  return f"{of_rows(columns, groups)}\n\n{shares}"
 
 
 def _protocols(rows: Rows) -> str:
