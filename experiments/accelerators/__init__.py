@@ -1,0 +1,63 @@
+"""What the compilers of TPUs and GPUs make of the library, without a TPU or a GPU."""
+
+import os
+import time
+from typing import Any
+
+import jax
+
+from experiments.accelerators import config as configs
+from experiments.accelerators import report, targets, updates
+from experiments.core import cli, results
+
+
+def main(places: cli.Common, platform: configs.Platform = "tpu") -> None:
+  """Compiles the update of every transformation: JSON and a Markdown table.
+
+  Args:
+    places: where it writes.
+    platform: whose compiler, which has to be installed: see `make accelerators`.
+  """
+  only_compile()
+  config = {"tpu": configs.Config(), "cuda": configs.CUDA}[platform]
+  if places.quick:
+    config = configs.QUICK[platform]
+  began = time.monotonic()
+  rows = measure(config)
+  result = results.result(
+    "accelerators",
+    config,
+    time.monotonic() - began,
+    compiler=targets.release(platform),
+    rows=rows,
+  )
+  folder = places.report("accelerators", places.run("accelerators"))
+  results.write_json(folder / f"{platform}.json", result)
+  results.show(report.write(folder))
+
+
+def only_compile() -> None:
+  """Lets JAX look for no TPU or GPU to run on; before anything that asks for one."""
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  jax.config.update("jax_platforms", "cpu")
+
+
+def measure(config: configs.Config) -> list[dict[str, Any]]:
+  """What each update costs, for each target and dtype."""
+  rows = []
+  for target in (*config.all_for, *config.some_for):
+    for dtype in config.dtypes:
+      for name in config.subjects:
+        if target in config.some_for and name not in ("sgd", *updates.PROMISED):
+          continue
+        found = updates.row(name, targets.TARGETS[target], dtype, config.side)
+        rows.append({"target": target, "dtype": dtype, "update": name, **found})
+        results.console.print(
+          f"{target}, {dtype}, {name}: {found['bytes']:.1f} bytes per weight"
+        )
+  return rows
+
+
+rebuild = report.rebuild
+
+COMMANDS = main

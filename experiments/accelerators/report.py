@@ -1,0 +1,116 @@
+"""The tables of the accelerators, from JSON alone."""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from experiments.core import results, tables
+
+_FILES = ("tpu.json", "cuda.json")
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the tables of the results in a folder, and returns their path."""
+  found = [results.read(folder / name) for name in _FILES if (folder / name).exists()]
+  path = folder / "accelerators.md"
+  return [results.write_atomically(path, _page(found))]
+
+
+rebuild = write
+
+
+def _page(found: Sequence[dict[str, Any]]) -> str:
+  rows = [row for one in found for row in one["rows"]]
+  compilers = " and ".join(one["compiler"] for one in found)
+  parts = [
+    "# What the compilers of accelerators make of an update",
+    "The update of one square kernel a chip, with `optax.apply_updates`, params and"
+    f" state donated, compiled by {compilers} from a description of the chips: none was"
+    " there. `python -m experiments accelerators`.",
+    results.footer(found),
+    "Bytes that the update moves to and from the memory of a chip, per weight, and in"
+    " brackets temporary memory, where there is any. An array is read or written by 4"
+    " bytes, in bfloat16 by 2. Where a program loops, the body of the loop counts once:"
+    " ≥.",
+  ]
+  for dtype in dict.fromkeys(row["dtype"] for row in rows):
+    parts += [f"## Bytes per weight, {dtype}", _bytes(rows, dtype)]
+  parts += [
+    "## Time of the update, estimated by the compiler, over that of sgd",
+    _times([row for row in rows if row["seconds"] is not None]),
+  ]
+  if any(row["collectives"] for row in rows):
+    parts += [
+      "## What the update sends",
+      "Of the weights each chip has rows, so that every column, a group, is split."
+      " What is not in the table sends nothing.",
+      _sent([row for row in rows if row["collectives"]]),
+    ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _names(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
+  return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _bytes(rows: Sequence[dict[str, Any]], dtype: str) -> str:
+  rows = [row for row in rows if row["dtype"] == dtype]
+  chips = _names(rows, "target")
+  found = {(row["update"], row["target"]): row for row in rows}
+
+  def cell(update: str, target: str) -> str:
+    row = found.get((update, target))
+    if row is None:
+      return ""
+    spare = row["temporary_bytes"]
+    text = f"{'≥ ' * bool(row['loops'])}{row['bytes']:.1f}"
+    return text + (f" ({spare:.1f})" if spare >= 0.1 else "")
+
+  def least(update: str) -> str:
+    known = next(row["least_bytes"] for row in rows if row["update"] == update)
+    return "–" if known is None else str(known)
+
+  return tables.table(
+    ["update", "at least", *chips],
+    [
+      [name, least(name), *(cell(name, chip) for chip in chips)]
+      for name in _names(rows, "update")
+    ],
+  )
+
+
+def _times(rows: Sequence[dict[str, Any]]) -> str:
+  found = {(row["update"], row["dtype"], row["target"]): row for row in rows}
+  columns = list(dict.fromkeys((row["dtype"], row["target"]) for row in rows))
+
+  def cell(update: str, column: tuple[str, str]) -> str:
+    row = found.get((update, *column))
+    # Of some programs the compiler's estimate is a negative number.
+    if row is None or row["seconds"] <= 0:
+      return ""
+    ratio = row["seconds"] / found["sgd", *column]["seconds"]
+    return f"{'≥ ' * bool(row['loops'])}{ratio:.2f}"
+
+  return tables.table(
+    ["update", *(f"{target}, {dtype}" for dtype, target in columns)],
+    [
+      [name, *(cell(name, column) for column in columns)]
+      for name in _names(rows, "update")
+    ],
+  )
+
+
+def _sent(rows: Sequence[dict[str, Any]]) -> str:
+  return tables.table(
+    ["update", "chips", "dtype", "sent", "largest, entries"],
+    [
+      [
+        row["update"],
+        row["target"],
+        row["dtype"],
+        ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items()),
+        f"{row['sent_entries']:,}",
+      ]
+      for row in rows
+    ],
+  )
