@@ -58,8 +58,12 @@ def group_lasso(
     return _group_thresholds.weighted_block_soft_threshold(x, step, weights, groups)
 
   cutoff = _penalty.Cutoff(lambda step: step * weights, lambda t: t / weights)
+  passes = _penalty.Passes(
+    lambda x, step: _group_thresholds.block_share(x, step, weights, groups),
+    lambda x, step, share: _group_thresholds.times_share(x, share),
+  )
   return _penalty.Penalty(
-    _penalty.wide_value(value), _penalty.ProximalMap(prox, cutoff)
+    _penalty.wide_value(value), _penalty.ProximalMap(prox, cutoff, passes=passes)
   )
 
 
@@ -172,7 +176,19 @@ def _then_group(
     m = jnp.asarray(mu).astype(z.dtype)
     return second.prox(first.prox(z, step * m), step * (1 - m)).astype(x.dtype)
 
-  return _penalty.Penalty(_penalty.wide_value(value), _penalty.ProximalMap(prox))
+  def share(x: jax.Array, step: ArrayLike) -> jax.Array:
+    step = jnp.asarray(step)
+    inner = first.prox(x, step * mu)
+    return _group_thresholds.block_share(inner, step * (1 - mu), 1.0, groups)
+
+  def shrunk(x: jax.Array, step: ArrayLike, share: jax.Array) -> jax.Array:
+    inner = first.prox(x, jnp.asarray(step) * mu)
+    return _group_thresholds.times_share(inner, share)
+
+  return _penalty.Penalty(
+    _penalty.wide_value(value),
+    _penalty.ProximalMap(prox, passes=_penalty.Passes(share, shrunk)),
+  )
 
 
 def _flat_groups(

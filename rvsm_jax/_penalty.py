@@ -60,6 +60,18 @@ class Cutoff(NamedTuple):
   to_step: Callable[..., jax.Array]
 
 
+class Passes(NamedTuple):
+  """A proximal map in two passes over x, for a step that is a scalar.
+
+  Attributes:
+    first: from `(x, step)` to some numbers of the whole array.
+    second: from `(x, step, numbers)` to the proximal map.
+  """
+
+  first: Callable[[jax.Array, ArrayLike], jax.Array]
+  second: Callable[[jax.Array, ArrayLike, jax.Array], jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class ProximalMap:
   """A proximal map of this library, and what is known of it.
@@ -71,12 +83,14 @@ class ProximalMap:
     cutoff: its threshold, None if it has none.
     cheap: whether it takes so few operations that a pass over memory costs more.
     joint: whether it, and the value beside it, take a whole pytree.
+    passes: it as two passes, where it is no single one.
   """
 
   function: Callable[..., Any]
   cutoff: Cutoff | None = None
   cheap: bool = False
   joint: bool = False
+  passes: Passes | None = None
 
   def __call__(self, x: Any, step: ArrayLike) -> Any:
     return self.function(x, step)
@@ -90,6 +104,11 @@ def is_cheap(penalty: Penalty) -> bool:
 def is_joint(penalty: Penalty) -> bool:
   """Whether the penalty is one of a whole pytree."""
   return isinstance(penalty.prox, ProximalMap) and penalty.prox.joint
+
+
+def passes(penalty: Penalty) -> Passes | None:
+  """Its proximal map in two passes over memory, if it is one that needs them."""
+  return penalty.prox.passes if isinstance(penalty.prox, ProximalMap) else None
 
 
 def wide_value(function: Callable[..., Any]) -> Callable[[jax.Array], jax.Array]:
@@ -208,11 +227,19 @@ def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:
 
   if not isinstance(inner, ProximalMap):
     return Penalty(value, prox)
-  cutoff = inner.cutoff
-  if cutoff is not None:
-    of_step, to_step = cutoff
-    cutoff = Cutoff(lambda step: of_step(step * lam), lambda t: to_step(t) / lam)
-  return Penalty(value, dataclasses.replace(inner, function=prox, cutoff=cutoff))
+  known: dict[str, Any] = {}
+  if inner.cutoff is not None:
+    of_step, to_step = inner.cutoff
+    known["cutoff"] = Cutoff(
+      lambda step: of_step(step * lam), lambda t: to_step(t) / lam
+    )
+  if inner.passes is not None:
+    first, second = inner.passes
+    known["passes"] = Passes(
+      lambda x, step: first(x, step * lam),
+      lambda x, step, numbers: second(x, step * lam, numbers),
+    )
+  return Penalty(value, dataclasses.replace(inner, function=prox, **known))
 
 
 def check_penalty(penalty: Any) -> None:

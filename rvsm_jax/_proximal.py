@@ -134,8 +134,17 @@ def proximal(
     _masks.require_params("proximal", params)
     step = learning_rate(state.count) * lam(state.count)
 
-    new = _masks.map_selected(_transform.reached, _masks.drop, mask, params, updates)
-    new = _transform.prox(penalty, new, step)
+    if _penalty.is_joint(penalty):
+      new = _masks.map_selected(_transform.reached, _masks.drop, mask, params, updates)
+      new = penalty.prox(new, step)
+    else:
+      new = _masks.map_selected(
+        lambda w, d: _transform.prox_of_sum(penalty, w, d, step),
+        _masks.drop,
+        mask,
+        params,
+        updates,
+      )
 
     def move(w: jax.Array, d: jax.Array | None, z: jax.Array) -> jax.Array | None:
       return None if d is None else _transform.towards(w, z)
