@@ -128,7 +128,7 @@ def integrated_tl1(
     2.25
   """
   _validate.check_share("mu", mu)
-  return _then_group(_componentwise.transformed_l1(a), mu, groups)
+  return _then_group(_componentwise.transformed_l1(a), mu, groups, heavy=True)
 
 
 def integrated_tl1_schedule(num_layers: int, s: float) -> tuple[float, ...]:
@@ -161,7 +161,10 @@ def integrated_tl1_schedule(num_layers: int, s: float) -> tuple[float, ...]:
 
 
 def _then_group(
-  first: _penalty.Penalty, mu: ArrayLike, groups: _group_thresholds.Groups
+  first: _penalty.Penalty,
+  mu: ArrayLike,
+  groups: _group_thresholds.Groups,
+  heavy: bool = False,
 ) -> _penalty.Penalty:
   """mu of `first` and 1 - mu of the group lasso; the prox is their composition."""
   second = group_lasso(groups)
@@ -187,7 +190,7 @@ def _then_group(
 
   return _penalty.Penalty(
     _penalty.wide_value(value),
-    _penalty.ProximalMap(prox, passes=_penalty.Passes(share, shrunk)),
+    _penalty.ProximalMap(prox, passes=_penalty.Passes(share, shrunk, heavy)),
   )
 
 

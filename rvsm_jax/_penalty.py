@@ -66,10 +66,13 @@ class Passes(NamedTuple):
   Attributes:
     first: from `(x, step)` to some numbers of the whole array.
     second: from `(x, step, numbers)` to the proximal map.
+    heavy: whether both take so many operations that a CPU does better to keep what they
+      share.
   """
 
   first: Callable[[jax.Array, ArrayLike], jax.Array]
   second: Callable[[jax.Array, ArrayLike, jax.Array], jax.Array]
+  heavy: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,10 +237,11 @@ def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:
       lambda step: of_step(step * lam), lambda t: to_step(t) / lam
     )
   if inner.passes is not None:
-    first, second = inner.passes
+    first, second, heavy = inner.passes
     known["passes"] = Passes(
       lambda x, step: first(x, step * lam),
       lambda x, step, numbers: second(x, step * lam, numbers),
+      heavy,
     )
   return Penalty(value, dataclasses.replace(inner, function=prox, **known))
 
