@@ -20,6 +20,7 @@ EXPERIMENTS = {
   "compaction": "networks without their dead units",
   "export": "sizes of sparse checkpoints, and when BCOO is faster",
   "fista": "convex problems: FISTA against others",
+  "two_of_four": "half of the weights zero, anywhere or two of any four",
   "distributed": "weights spread over devices and hosts",
   "survival": "kills experiments and compares what they end with",
   "report": "rebuilds every table and figure from its JSON",

@@ -6,6 +6,7 @@
 to rounding.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -88,6 +89,26 @@ def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
   """The rows of an array that every process has, split among all devices."""
   sharding = NamedSharding(mesh, P("data"))
   return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+
+
+def spread_network(
+  mesh: Mesh, config: Config
+) -> tuple[training.Forward, Callable[[], nnx.State]]:
+  """The network, and what makes its initial weights, split among the devices."""
+  graph, shapes = nnx.split(nnx.eval_shape(lambda: network(config)), nnx.Param)
+  places = jax.tree.map(functools.partial(placement, mesh), shapes)
+
+  def forward(params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    # Gathered here for the forward and the backward pass alone; the gradients come
+    # back split as the weights are.
+    whole = jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params)
+    return nnx.merge(graph, whole)(x), extra
+
+  def initial_params() -> nnx.State:
+    params = nnx.state(network(config), nnx.Param)
+    return jax.tree.map(jax.sharding.reshard, params, places)
+
+  return forward, initial_params
 
 
 def load(mesh: Mesh, data_dir: pathlib.Path | None) -> tuple[Examples, Examples, int]:

@@ -36,7 +36,7 @@ _COMMANDS: dict[Name, str] = {
   " --checkpoint-seconds 0 --results {results} --output {output}",
   "integrated": "experiments integrated --data digits --methods l1 --seeds 0"
   " --epochs 3 --search-epochs 1 --results {results} --output {output}",
-  "cifar": "experiments cifar --row resnet18-l0 --width 0.0625 --epochs 2"
+  "cifar": "experiments cifar --rows resnet18-l0 --width 0.0625 --epochs 2"
   " --batch-size 20 --train-size 200 --test-size 100 --checkpoint-seconds 0"
   " --results {results} --output {output}",
   "convergence": "experiments convergence --samples 1000 --results {results}"

@@ -20,6 +20,11 @@ from rvsm_jax import _masks, _penalty, _transform, _validate
 # Of the largest step that the measured curvature allows: it differs a little from one
 # direction to the next, and a step that fails costs an evaluation.
 _SAFETY = 0.8
+# Differences of f below so many units in its last place are taken from the gradient.
+_ROUNDING = 1e3
+# A step that has not just grown may grow by this much, one that has by the square of
+# its growth: fast from a first step that is far too small, with few failures later.
+_GROWTH = 1.1
 
 
 class FistaState(NamedTuple):
@@ -103,9 +108,10 @@ def fista(
 
   `update` takes what Optax's line searches take, `value`, `grad` and `value_fn`, and
   extra arguments of `value_fn` by their names. All three are of f *without* the
-  penalty. `optax.value_and_grad_from_state` works: the value and the gradient at the
-  params are computed once without acceleration; with it, `update` needs in addition the
-  value at x for the test, and nothing else.
+  penalty. Without acceleration, `optax.value_and_grad_from_state` computes the value
+  and the gradient at the params once. With it, `update` needs in addition the value at
+  x for the test, and nothing else; then, and under `vmap`, where the conditional in
+  that function copies the data of the loss for each problem, take `jax.value_and_grad`.
 
   .. note::
     Close to convergence f(x) - f(y) is rounding, in float32 after a few digits. The
@@ -265,9 +271,9 @@ def fista(
       else:
         new_value, new_grad = jax.value_and_grad(smooth)(point)
       gap = new_value - value - _inner(grad, move)
-      near = bound <= eps**0.5 * jnp.maximum(jnp.abs(value), jnp.abs(new_value))
+      near = bound <= _ROUNDING * eps * jnp.maximum(jnp.abs(value), jnp.abs(new_value))
       if accelerated:
-        gap = jax.lax.cond(near, lambda: curved(jax.grad(smooth)(point)), lambda: gap)
+        gap = _where_needed(near, lambda: curved(jax.grad(smooth)(point)), gap)
       else:
         gap = jnp.where(near, curved(new_grad), gap)
       # A move of the size of rounding errors says nothing about the step.
@@ -335,7 +341,10 @@ def fista(
     growth = jnp.clip(
       jnp.where(trial.ratio > 0, _SAFETY / trial.ratio, jnp.inf),
       1,
-      jnp.asarray(increase_factor).astype(dtype),
+      jnp.minimum(
+        jnp.asarray(increase_factor).astype(dtype),
+        jnp.maximum((trial.step / state.step) ** 2, _GROWTH),
+      ),
     )
     # Far from any use, and far from overflow.
     highest = float(jnp.finfo(dtype).max) ** 0.5
@@ -385,6 +394,21 @@ def _dtypes(params: optax.Params) -> tuple[Any, Any]:
 
 def _wide(x: jax.Array) -> jax.Array:
   return x.astype(_validate.compute_dtype(x.dtype))
+
+
+def _where_needed(
+  needed: jax.Array, function: Callable[[], jax.Array], otherwise: jax.Array
+) -> jax.Array:
+  """A conditional, as a loop of at most one turn.
+
+  Under `vmap`, `lax.cond` would copy what the function closes over, all data of the
+  loss, for each problem, and always call it.
+  """
+  return jax.lax.while_loop(
+    lambda carry: carry[0],
+    lambda carry: (jnp.zeros_like(carry[0]), function()),
+    (needed, otherwise),
+  )[1]
 
 
 def _is_none(x: Any) -> bool:

@@ -493,7 +493,6 @@ TRANSFORMATIONS = (
     static=("optimizer",),
     carries="latent",
     without={
-      "strict": "Its floor multiplies a float by a count.",
       "zero learning rate": "The params become the image of what they were.",
     },
     # No suite: where half of the weights are zero is not where those minima are.
@@ -507,7 +506,6 @@ TRANSFORMATIONS = (
     shares=("sparsity",),
     scheduled=("sparsity",),
     without={
-      "integers": "A traced share must be a float: cardinality asks for its eps.",
       "zero learning rate": "What is pruned becomes zero all the same.",
     },
     # No suite: where half of the weights are zero is not where those minima are.
@@ -519,7 +517,7 @@ TRANSFORMATIONS = (
     numbers=(),
     scheduled=(),
     dense=True,
-    suite={"learning_rate": 1e-2},
+    # No suite: its minima are searched from zeros, which stay.
     without={
       "acts": "Where nothing is zero it is the identity.",
       "count": "It has no state.",

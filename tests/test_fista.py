@@ -289,6 +289,22 @@ def test_to_the_last_digit_in_single_precision():
   np.testing.assert_allclose(states.u[-1], reference.coef_, rtol=1e-4, atol=1e-3)
 
 
+def test_problems_at_once_share_their_data():
+  """No array of the program has the data once for each problem."""
+  x, y = regression("diabetes")
+  loss, tx = squares(x, y), rvsm_jax.fista(rvsm_jax.l1(), lam=1.0)
+
+  def step(params, state):
+    value, grad = jax.value_and_grad(loss)(params)
+    return tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+
+  params = jnp.zeros((7, x.shape[1]))
+  state = jax.vmap(tx.init)(params)
+  program = str(jax.make_jaxpr(jax.vmap(step))(params, state))
+  assert "442,10]" in program
+  assert "7,442,10]" not in program
+
+
 # Losses that are not well
 
 

@@ -1,28 +1,25 @@
 """The rows of the tables, their sizes, and their optimizers."""
 
 import dataclasses
-import math
 from typing import Literal
 
-import jax
 import optax
 
+from experiments.core import methods
 import rvsm_jax
 
 # Dinh & Xin: divided by 10 at epochs 80, 120 and 160 of 200.
 MILESTONES = (0.4, 0.6, 0.8)
-# Where the target sparsity starts to rise and is reached, as shares of the training:
-# while the learning rate is highest, and the network can recover.
-RAMP = (0.05, 0.35)
-# At most how often: at full size, it rises every 156 updates.
-PRUNINGS = 500
 TARGETS = (0.90, 0.95, 0.98)
-# Beta times the learning rate: what is pruned decays in some ten updates, at any
-# learning rate, so that w meets u in the end. With a constant beta of 1 or 5 it does
-# not in short trainings (measured on held-out training images).
-TARGET_PULL = 0.1
+# Of the methods at a target sparsity, chosen on DIGITS and PENDIGITS by the frontier:
+# the end of the ramp of pruning and straight-through, and the pull of RVSM.
+VALUES = {"pruning": 0.7, "straight_through": 0.5, "rvsm": 0.3, "sparsify": 0.0}
+SMOOTHING = 0.1
 
 Network = Literal["vgg16", "resnet18"]
+
+
+Method = Literal["sgd", "rvsm", "admm", "pruning", "straight_through", "sparsify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +29,19 @@ class Row:
   Attributes:
     name: names files.
     network: which.
-    method: "sgd", the dense network; "rvsm"; "admm"; or "pruning", gradual magnitude
-      pruning.
-    penalty: of RVSM; ADMM and pruning have the cardinality. With "cardinality" the
-      sparsity is ramped, as for pruning, in place of a constant lam, and beta is
-      `TARGET_PULL` over the learning rate.
-    lam: weight of the penalty.
-    beta: stiffness of the pull of RVSM.
+    method: "sgd", the dense network; "rvsm"; "admm"; "pruning", gradual magnitude
+      pruning; "straight_through"; "sparsify".
+    penalty: of RVSM; the other methods cut by rank.
+    lam: weight of the penalty, unless it is found by the sparsity.
+    beta: stiffness of the pull of RVSM, likewise.
     rho: stiffness of ADMM.
-    sparsity: target of the cardinality, for every kernel alike.
+    sparsity: target; for ADMM that of every kernel, for others of all together.
   """
 
   name: str
   network: Network
-  method: Literal["sgd", "rvsm", "admm", "pruning"] = "rvsm"
-  penalty: Literal["l0", "l1", "transformed_l1", "cardinality"] = "l0"
+  method: Method = "rvsm"
+  penalty: Literal["l0", "l1", "transformed_l1"] = "l0"
   lam: float = 0.0
   beta: float = 0.0
   rho: float = 0.0
@@ -60,33 +55,45 @@ class Row:
   @property
   def title(self) -> str:
     """How tables and figures call it."""
-    target = f"{self.sparsity:.0%}"
     match self.method:
       case "sgd":
         return "dense, SGD"
       case "admm":
-        return f"ADMM, {target}"
-      case "pruning":
-        return f"gradual magnitude pruning, {target}"
+        return f"ADMM, {self.sparsity:.0%}"
+      case "rvsm" if not self.sparsity:
+        return f"RVSM, {'TL1, a = 1' if self.penalty[0] == 't' else self.penalty}"
       case _:
-        names = {"transformed_l1": "TL1, a = 1", "cardinality": f"cardinality {target}"}
-        return f"RVSM, {names.get(self.penalty, self.penalty)}"
+        return f"{TITLES[self.method]}, {percent(self.sparsity)}"
+
+
+TITLES = {
+  "pruning": "magnitude pruning",
+  "rvsm": "RVSM, l0",
+  "straight_through": "straight-through, by rank",
+  "sparsify": "sparsify",
+}
+
+
+def percent(share: float) -> str:
+  """A share as titles have it."""
+  return f"{100 * share:.4g}%"
+
+
+def target_name(network: str, method: str, share: float) -> str:
+  """Names the row of a method at a target sparsity."""
+  return f"{network}-{method.replace('_', '-')}{100 * share:.0f}"
+
+
+def _target(network: Network, method: Method, share: float) -> Row:
+  return Row(target_name(network, method, share), network, method, sparsity=share)
 
 
 def _beyond(network: Network) -> tuple[Row, ...]:
-  rows = []
-  for target in TARGETS:
-    percent = round(100 * target)
-    rows += [
-      Row(
-        f"{network}-cardinality{percent}",
-        network,
-        penalty="cardinality",
-        sparsity=target,
-      ),
-      Row(f"{network}-pruning{percent}", network, "pruning", sparsity=target),
-    ]
-  return tuple(rows)
+  return tuple(
+    _target(network, method, share)
+    for share in TARGETS
+    for method in ("pruning", "rvsm", "straight_through", "sparsify")
+  )
 
 
 TABLES: dict[str, tuple[Row, ...]] = {
@@ -95,15 +102,31 @@ TABLES: dict[str, tuple[Row, ...]] = {
     Row("vgg16-l1", "vgg16", penalty="l1", lam=1e-5, beta=1e-2),
     Row("vgg16-tl1", "vgg16", penalty="transformed_l1", lam=1e-5, beta=1e-2),
     Row("vgg16-l0", "vgg16", penalty="l0", lam=1e-5, beta=1e-2),
+    _target("vgg16", "rvsm", 0.8689),
   ),
   "2": (
     Row("resnet18-sgd", "resnet18", "sgd"),
     Row("resnet18-admm", "resnet18", "admm", rho=1e-2, sparsity=0.6),
     Row("resnet18-l0", "resnet18", penalty="l0", lam=1e-6, beta=8e-2),
+    _target("resnet18", "rvsm", 0.9370),
   ),
   "beyond": (*_beyond("vgg16"), *_beyond("resnet18")),
 }
 ROWS = {row.name: row for rows in TABLES.values() for row in rows}
+# By their worth: what a training that is cut short should have.
+ORDER = (
+  *("vgg16-base", "vgg16-sparsify95", "vgg16-pruning95", "vgg16-straight-through95"),
+  *("vgg16-rvsm95", "vgg16-l0", "vgg16-rvsm87"),
+  *(
+    row.name
+    for share in (0.98, 0.90)
+    for row in _beyond("vgg16")
+    if row.sparsity == share
+  ),
+  *("resnet18-sgd", "resnet18-l0", "resnet18-rvsm94", "resnet18-admm"),
+  *("vgg16-tl1", "vgg16-l1"),
+  *(row.name for row in _beyond("resnet18")),
+)
 
 # Accuracy and sparsity as printed, in per cent.
 PAPER = {
@@ -127,8 +150,10 @@ class Settings:
     batch_size: images per step; those left over at the end of an epoch are unused.
     train_size: use only so many training images; 0 uses all.
     test_size: use only so many test images; 0 uses all.
-    learning_rate: of batches of 128, and in proportion of others; divided by 10
-      after 40%, 60% and 80% of the training.
+    recipe: "paper" divides the learning rate by 10 after 40%, 60% and 80% of the
+      training; "fast" is one cycle up to it and down to zero, for few epochs, with
+      labels smoothed by `SMOOTHING`.
+    learning_rate: of batches of 128, and in proportion of others.
     momentum: Nesterov's.
     weight_decay: of all parameters, in the gradient, ahead of the momentum.
     precision: dtype of the computation; parameters are float32 either way.
@@ -142,6 +167,7 @@ class Settings:
   batch_size: int = 128
   train_size: int = 0
   test_size: int = 0
+  recipe: Literal["paper", "fast"] = "paper"
   learning_rate: float = 0.1
   momentum: float = 0.9
   weight_decay: float = 5e-4
@@ -197,7 +223,7 @@ class Config:
 
 
 def penalty(row: Row) -> rvsm_jax.Penalty:
-  """The penalty of a row with a constant lam."""
+  """The penalty of a row."""
   match row.penalty:
     case "l0":
       return rvsm_jax.l0()
@@ -205,29 +231,27 @@ def penalty(row: Row) -> rvsm_jax.Penalty:
       return rvsm_jax.l1()
     case "transformed_l1":
       return rvsm_jax.transformed_l1(1.0)
-    case "cardinality":
-      raise ValueError(f"{row.name} has a target sparsity instead of a lam.")
 
 
-def ramp(target: float, steps: int) -> optax.Schedule:
-  """The sparsity of Zhu & Gupta (2017) over the shares `RAMP` of all steps."""
-  start, end = (round(share * steps) for share in RAMP)
-  return rvsm_jax.sparsity_schedule(target, max(1, end - start), begin=start)
+def schedule(settings: Settings, steps: int) -> optax.Schedule:
+  """The learning rate."""
+  peak = settings.learning_rate * settings.batch_size / 128
+  if settings.recipe == "fast":
+    return optax.cosine_onecycle_schedule(steps, peak)
+  return optax.piecewise_constant_schedule(
+    peak, {round(share * steps): 0.1 for share in MILESTONES}
+  )
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
   """SGD as in the authors' code, and what makes the kernels sparse."""
   row, settings = config.row, config.settings
-  rate = optax.piecewise_constant_schedule(
-    settings.learning_rate * settings.batch_size / 128,
-    {round(share * steps): 0.1 for share in MILESTONES},
+  rate = schedule(settings, steps)
+  setting = methods.Setting(
+    *(rate, settings.momentum, steps, row.sparsity, VALUES.get(row.method)),
+    weight_decay=settings.weight_decay,
   )
-  sgd = optax.chain(
-    optax.add_decayed_weights(settings.weight_decay),
-    optax.sgd(rate, settings.momentum, nesterov=True),
-  )
-  sparsity = ramp(row.sparsity, steps)
-  mask = rvsm_jax.kernels
+  sgd, mask = setting.optimizer, rvsm_jax.kernels
   match row:
     case Row(method="sgd"):
       return sgd
@@ -235,23 +259,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
       target = rvsm_jax.cardinality(row.sparsity)
       return optax.chain(sgd, rvsm_jax.admm(rate, target, rho=row.rho, mask=mask))
     case Row(method="pruning"):
-      every = math.ceil(steps / PRUNINGS)
-      prune = rvsm_jax.magnitude_pruning(sparsity, scope="leaf", every=every)
-      return optax.chain(sgd, prune)
-    case Row(penalty="cardinality"):
-
-      @optax.inject_hyperparams
-      def split(sparsity: jax.Array) -> optax.GradientTransformationExtraArgs:
-        return rvsm_jax.rvsm(
-          rate,
-          rvsm_jax.cardinality(sparsity),
-          lam=1.0,  # Every lam > 0 gives the same.
-          beta=lambda count: TARGET_PULL / rate(count),
-          ordering="jacobi",
-          mask=mask,
-        )
-
-      return optax.chain(sgd, split(sparsity))
+      return methods.pruning("all")(setting)
+    case Row(method="straight_through"):
+      return methods.straight_through("all")(setting)
+    case Row(method="sparsify"):
+      return methods.sparsify(setting)
+    case _ if row.sparsity:
+      return methods.rvsm(penalty(row))(setting)
     case _:
       # "jacobi" is the order of Dinh & Xin's Algorithm 1.
       splitting = rvsm_jax.rvsm(

@@ -1,6 +1,6 @@
 """Data, training and measurement of one row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import pathlib
 from typing import Any, NamedTuple, Self
@@ -29,7 +29,9 @@ _EVALUATION_BATCH = 500
 
 
 def load_data(
-  settings: configs.Settings, data_dir: pathlib.Path | None
+  settings: configs.Settings,
+  data_dir: pathlib.Path | None,
+  source: pathlib.Path | None = None,
 ) -> tuple[Data, str]:
   """The images that these settings train and test on: the first of each split.
 
@@ -38,7 +40,8 @@ def load_data(
     come from.
   """
   train, test = (
-    Examples(*datasets.load("cifar10", split, data_dir)) for split in ("train", "test")
+    Examples(*datasets.load("cifar10", split, data_dir, source))
+    for split in ("train", "test")
   )
   note = cifar.test_set_note(*test)
   size, test_size = settings.train_size or None, settings.test_size or None
@@ -147,6 +150,7 @@ def trainer(
     config.settings.seed,
     functools.partial(split_batch, mesh),
     NamedSharding(mesh, PartitionSpec()),
+    configs.SMOOTHING if config.settings.recipe == "fast" else 0.0,
   )
 
 
@@ -158,17 +162,22 @@ def recalibrated(
   The mean of those of the batches of all the images, without augmentation.
   """
   size = min(_evaluation_batch(mesh), len(images) // mesh.size * mesh.size)
-
-  @jax.jit
-  def measured(params: Any, stats: Any, images: jax.Array) -> Any:
-    return forward(network.measuring)(params, stats, split_batch(mesh, images))[1]
-
+  measured = _measured(network.measuring, mesh)
   total = jax.tree.map(jnp.zeros_like, stats)
   count = len(images) // size
   for number in range(count):
     batch = images[number * size : (number + 1) * size]
     total = jax.tree.map(jnp.add, total, measured(params, stats, batch))
   return jax.tree.map(lambda value: value / count, total)
+
+
+@functools.cache
+def _measured(graph: nnx.GraphDef, mesh: Mesh) -> Callable[..., Any]:
+  """The statistics of a batch, compiled once."""
+  apply = forward(graph)
+  return jax.jit(
+    lambda params, stats, images: apply(params, stats, split_batch(mesh, images))[1]
+  )
 
 
 def _evaluation_batch(mesh: Mesh) -> int:
@@ -179,6 +188,7 @@ def train(
   config: configs.Config,
   run: Run,
   data_dir: pathlib.Path | None = None,
+  source: pathlib.Path | None = None,
   checkpoint_seconds: float = 20.0,
   devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
@@ -191,13 +201,16 @@ def train(
     config: what to train.
     run: its directory.
     data_dir: see `datasets.load`.
+    source: likewise.
     checkpoint_seconds: see `training.fit`; where an epoch is one call, at its end.
     devices: over which batches are split; by default all.
 
   Returns:
     The result, which also stands in `run.result_file`: "final" is that of
     `measure.final` with the running statistics of the training, which are those of w,
-    and "recalibrated", accuracy and loss of u with statistics of its own.
+    and "recalibrated", accuracy and loss of the sparse network with statistics of its
+    own; of a row with a target sparsity also "at_share", the same of that network with
+    at least so many zeros.
 
   Raises:
     ValueError: if the devices do not divide the batch.
@@ -210,7 +223,7 @@ def train(
     raise ValueError(
       f"batch_size={settings.batch_size} is not a multiple of the {mesh.size} devices."
     )
-  data, note = load_data(settings, data_dir)
+  data, note = load_data(settings, data_dir, source)
   network, params, stats = Network.create(config)
   size = len(data.train.x)
   one = trainer(config, network, size // settings.batch_size * settings.epochs, mesh)
@@ -239,10 +252,16 @@ def train(
   )
   u = state.sparse if row.splits else None
   _, final = measure.final(state.params, u, lambda p: evaluate(p, state.extra))
-  if u is not None:
-    stats = recalibrated(network, u, state.extra, data.train.x, mesh)
-    loss, accuracy = evaluate(u, stats)
-    final["recalibrated"] = {"u": {"accuracy": accuracy, "loss": loss}}
+
+  def own_statistics(params: Any) -> dict[str, float]:
+    stats = recalibrated(network, params, state.extra, data.train.x, mesh)
+    loss, accuracy = evaluate(params, stats)
+    zeros = float(measure.zeros(params))
+    return {"accuracy": accuracy, "loss": loss, "zeros": zeros}
+
+  final["recalibrated"] = {measure.sparse_name(final): own_statistics(state.sparse)}
+  if row.sparsity:
+    final["at_share"] = own_statistics(measure.with_share(state.sparse, row.sparsity))
   result = results.result(
     "cifar",
     run.config,

@@ -13,7 +13,7 @@ from experiments.core import backend
 
 
 def pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
-  """Processes that end with this one; each has one thread if there are several.
+  """Processes that end with this one; of several on CPU each has one thread.
 
   Args:
     jobs: how many.
@@ -27,7 +27,7 @@ def pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
     jobs,
     multiprocessing.get_context("spawn"),
     initializer=_start_worker,
-    initargs=(jobs > 1,),
+    initargs=(jobs > 1 and backend.on_cpu(),),
   )
 
 

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 from numpy.typing import NDArray
+import optax
 
 import rvsm_jax
 
@@ -88,6 +90,17 @@ def cut(params: Any, threshold: float, mask: Mask = rvsm_jax.kernels) -> Any:
     params,
     mask(params),
   )
+
+
+def with_share(params: Any, share: ArrayLike, mask: Mask = rvsm_jax.kernels) -> Any:
+  """The params with at least that share of zeros: where there are fewer, it is cut.
+
+  A method that ends with fewer zeros than it should would be at an advantage.
+  """
+  cut = rvsm_jax.magnitude_pruning(share, mask=mask)
+  nothing = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = cut.update(nothing, cut.init(params), params)
+  return optax.apply_updates(params, updates)
 
 
 def below(weights: NDArray[np.floating]) -> dict[str, float]:

@@ -33,7 +33,10 @@ Forward = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
 
 class Examples(NamedTuple):
-  """Inputs (n, ...), and labels (n,); -1 is the label of what does not count."""
+  """Inputs (n, ...), and labels (n,); -1 is the label of what does not count.
+
+  Of text the labels are characters, (n, length).
+  """
 
   x: Any
   y: Any
@@ -154,7 +157,7 @@ class TrainState(NamedTuple):
 
 
 def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross entropy of each example, (n,), and whether its class was found, (n,)."""
+  """Cross entropy of each label, and whether it was found, both as the labels."""
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
   found = jnp.argmax(logits, axis=-1) == labels
   return jnp.where(labels < 0, 0.0, loss), found
@@ -165,17 +168,30 @@ def updated(
   tx: optax.GradientTransformation,
   state: TrainState,
   batch: Examples,
+  smoothing: float = 0.0,
 ) -> TrainState:
-  """The state after one update on one batch: a pure function."""
+  """The state after one update on one batch: a pure function.
+
+  Args:
+    forward: the network.
+    tx: the optimizer.
+    state: the one before.
+    batch: the examples.
+    smoothing: the share of each label that all classes have in common.
+  """
 
   def objective(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
     logits, extra = forward(params, state.extra, batch.x)
     loss, found = losses(logits, batch.y)
-    return jnp.mean(loss), (jnp.sum(loss), jnp.sum(found), extra)
+    objective = jnp.mean(loss)
+    if smoothing:
+      even = jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.mean(logits, -1))
+      objective = (1 - smoothing) * objective + smoothing * even
+    return objective, (jnp.sum(loss), jnp.sum(found), extra)
 
   grads, (loss, found, extra) = jax.grad(objective, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  added: dict[str, Any] = {"loss": loss, "accuracy": found, "seen": len(batch.y)}
+  added: dict[str, Any] = {"loss": loss, "accuracy": found, "seen": batch.y.size}
   return TrainState(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
@@ -197,6 +213,7 @@ class Trainer:
     seed: of `augment`.
     place: where the indices of a batch go, on several devices.
     shardings: of the state after a compiled step, for `jax.jit`.
+    smoothing: of the labels, see `updated`.
   """
 
   forward: Forward
@@ -205,6 +222,7 @@ class Trainer:
   seed: int = 0
   place: Callable[[jax.Array], jax.Array] = lambda batch: batch
   shardings: Any = None
+  smoothing: float = 0.0
 
   def init(self, params: Any, hyper: Any = None, extra: Any = ()) -> TrainState:
     """The state before the first update."""
@@ -220,7 +238,8 @@ class Trainer:
       # By the number of the update, so that a resumed run augments alike.
       x = self.augment(jax.random.fold_in(jax.random.key(self.seed), state.step), x)
     tx = self.optimizer(hyper)
-    return updated(self.forward, tx, state, Examples(x, data.y[batch]))
+    examples = Examples(x, data.y[batch])
+    return updated(self.forward, tx, state, examples, self.smoothing)
 
   def epoch(
     self, state: TrainState, batches: jax.Array, hyper: Any, data: Examples
@@ -328,10 +347,11 @@ def evaluator(
     batch_size: how many at a time.
     place: where a batch goes, on several devices.
   """
-  count = len(examples.y)
-  padding = -count % batch_size
+  count = examples.y.size
+  padding = -len(examples.y) % batch_size
   x = np.concatenate([examples.x, np.zeros_like(examples.x[:1]).repeat(padding, 0)])
-  y = np.concatenate([examples.y, np.full(padding, -1, np.int32)])
+  nothing = np.full((padding, *examples.y.shape[1:]), -1, np.int32)
+  y = np.concatenate([examples.y, nothing])
 
   @jax.jit
   def sums(params: Any, extra: Any, x: jax.Array, y: jax.Array) -> Any:
@@ -349,25 +369,41 @@ def evaluator(
   return evaluate
 
 
-def accuracy(forward: Forward, params: Any, examples: Examples) -> jax.Array:
-  """The share of the examples whose class is found: to be traced.
+def means(
+  forward: Forward, params: Any, examples: Examples
+) -> tuple[jax.Array, jax.Array]:
+  """The mean loss, and the share of the labels that are found: to be traced.
 
-  In parts of about 1,000, since the activations of all images would fill the memory.
+  In parts of about 1,000 examples, or 50 of text, since the activations of all would
+  fill the memory.
   """
   size = len(examples.y)
-  parts = max(1, size // 1000)
+  parts = max(1, size // (1000 if examples.y.ndim == 1 else 50))
   whole = size // parts * parts
-  right = jax.lax.map(
-    lambda part: losses(forward(params, (), part.x)[0], part.y)[1],
-    jax.tree.map(
-      lambda a: a[:whole].reshape(parts, -1, *a.shape[1:]), Examples(*examples)
+
+  def sums(part: Examples) -> tuple[jax.Array, jax.Array]:
+    logits, _ = forward(params, (), part.x)
+    return jax.tree.map(jnp.sum, losses(logits, part.y))
+
+  total = jax.tree.map(
+    jnp.sum,
+    jax.lax.map(
+      sums,
+      jax.tree.map(
+        lambda a: a[:whole].reshape(parts, -1, *a.shape[1:]), Examples(*examples)
+      ),
     ),
   )
-  total = jnp.sum(right)
   if size > whole:
-    logits, _ = forward(params, (), examples.x[whole:])
-    total = total + jnp.sum(losses(logits, examples.y[whole:])[1])
-  return total / jnp.sum(examples.y >= 0)
+    rest = sums(Examples(examples.x[whole:], examples.y[whole:]))
+    total = jax.tree.map(jnp.add, total, rest)
+  count = jnp.sum(examples.y >= 0)
+  return total[0] / count, total[1] / count
+
+
+def accuracy(forward: Forward, params: Any, examples: Examples) -> jax.Array:
+  """The share of the labels that are found: to be traced."""
+  return means(forward, params, examples)[1]
 
 
 def networks_metrics(

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.datasets import alphabets, cifar, mnist, planar_shapes, tabular
+from experiments.datasets import (
+  alphabets,
+  cifar,
+  mnist,
+  planar_shapes,
+  tabular,
+  text,
+)
 from experiments.datasets._cache import Arrays, DataSet, root
 
 
@@ -38,10 +45,11 @@ ALPHABETS = DataSet(
   {"train": 5000, "test": 1000, "test_unseen_font": 1000},
   functools.partial(_own, name="alphabets"),
 )
-SETS = {
-  one.name: one
-  for one in (PLANAR_SHAPES, ALPHABETS, *tabular.SETS, *mnist.SETS, cifar.SET)
-}
+_ALL: tuple[DataSet | text.TextSet, ...] = (
+  *(PLANAR_SHAPES, ALPHABETS, *tabular.SETS, *mnist.SETS, cifar.SET),
+  text.SET,
+)
+SETS = {one.name: one for one in _ALL}
 
 
 def load(
@@ -57,7 +65,7 @@ def load(
   Args:
     name: one of `SETS`: planar_shapes, alphabets; digits, which comes with
       scikit-learn, pendigits, sdd, and sdd_subset, 200 rows of each of its classes;
-      mnist, fashion_mnist, cifar10.
+      mnist, fashion_mnist, cifar10; text, which comes with SciPy.
     split: `"train"`, `"test"`, or, for alphabets, `"test_unseen_font"`. Of digits and
       sdd, which were published without a split, a random fifth is for testing.
     data_dir: where prepared sets are kept; by default the environment variable
@@ -73,7 +81,8 @@ def load(
     Inputs and labels, (n,) int32. Of the project's own images (n, 100, 100, 1) uint8,
     0 for paper and 1 for ink, and the label 0 for a steady, 1 for a shaky hand, in a
     fixed shuffled order; of others, in their original order, images (n, h, w, c) uint8
-    or features (n, k).
+    or features (n, k). Of text, pieces of characters (n, 128) uint8, and for
+    each the next one, (n, 128) int32.
 
   Raises:
     ValueError: for an unknown set or split, a font where none is used, a damaged
@@ -83,7 +92,7 @@ def load(
   """
   if name not in SETS:
     raise ValueError(f"no data set {name!r}; there are {', '.join(SETS)}")
-  chosen = SETS[name]
+  chosen: Any = SETS[name]
   if shaky_font is not None:
     chosen = _with_font(chosen, pathlib.Path(shaky_font).expanduser())
   return chosen.load(split, root(data_dir), source)
@@ -128,4 +137,6 @@ def note(name: str, x: Any, y: Any) -> str:
   """
   if name == "cifar10":
     return cifar.test_set_note(x, y)
+  if name == text.SET.name:
+    return text.note()
   return tabular.NOTES.get(name) or f"{mnist.TITLES.get(name, name)} as published"

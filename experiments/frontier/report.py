@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.core import plots, results
 from experiments.core.tables import table
-from experiments.frontier.config import METHODS, TASKS
+from experiments.frontier.config import METHODS, TASKS, Task, score
 
 Found = Mapping[str, dict[str, Any]]
 
@@ -28,9 +28,21 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
-def accuracies(result: Mapping[str, Any], share: float) -> np.ndarray:
-  """The test accuracies of all seeds at a share of zeros."""
-  return np.array([f["accuracy"] for f in result["finals"] if f["share"] == share])
+def _task(result: Mapping[str, Any]) -> Task:
+  return TASKS[result["config"]["task"]["name"]]
+
+
+def scores(result: Mapping[str, Any], share: float) -> np.ndarray:
+  """What all seeds have at a share of zeros, larger for a better one."""
+  task = _task(result)
+  return np.array([score(task, f) for f in result["finals"] if f["share"] == share])
+
+
+def _text(task: Task, mean: float, spread: float, sign: str = "") -> str:
+  """A score, or a difference of scores, and its error, in the task's unit."""
+  if task.in_nats:
+    return f"{mean if sign else -mean:{sign}.3f} ± {spread:.3f}"
+  return f"{100 * mean:{sign}.2f} ± {100 * spread:.2f}"
 
 
 def error(values: Sequence[np.ndarray]) -> float:
@@ -41,7 +53,7 @@ def error(values: Sequence[np.ndarray]) -> float:
 def best(found: Found, group: str, share: float) -> str | None:
   """The method of a group with the highest mean; None if there is none."""
   names = [name for name in found if METHODS[name].group == group]
-  return max(names, key=lambda n: accuracies(found[n], share).mean(), default=None)
+  return max(names, key=lambda n: scores(found[n], share).mean(), default=None)
 
 
 def markdown(tasks: Mapping[str, Found]) -> str:
@@ -53,7 +65,9 @@ def markdown(tasks: Mapping[str, Found]) -> str:
     " All methods have the same network, epochs, optimizer and schedule. Of each, one"
     " hyperparameter was chosen at each share from as many values, on validation"
     " examples, with one seed; *dense, cut once* and *sparsify* have none. A network"
-    " with fewer zeros than the share was cut to it before it was tested.",
+    " with fewer zeros than the share was cut to it before it was tested. Of text it is"
+    " the test loss in nats per character, lower is better; a positive difference is"
+    " better there, too.",
   ]
   for task, found in tasks.items():
     shares = next(iter(found.values()))["config"]["shares"]
@@ -68,13 +82,13 @@ def markdown(tasks: Mapping[str, Found]) -> str:
 
 
 def _table(found: Found, shares: Sequence[float]) -> str:
-  top = {s: max(accuracies(r, s).mean() for r in found.values()) for s in shares}
+  top = {s: max(scores(r, s).mean() for r in found.values()) for s in shares}
   rows = []
   for name, result in found.items():
     cells = []
     for share in shares:
-      values = accuracies(result, share)
-      text = f"{100 * values.mean():.2f} ± {100 * error([values]):.2f}"
+      values = scores(result, share)
+      text = _text(_task(result), values.mean(), error([values]))
       cells.append(f"**{text}**" if values.mean() == top[share] else text)
     rows.append([METHODS[name].title, *cells])
   return table(["method", *(f"{share:.0%}" for share in shares)], rows)
@@ -86,7 +100,7 @@ def _comparison(found: Found, shares: Sequence[float]) -> str:
     ours, pruning = (best(found, group, share) for group in ("ours", "pruning"))
     if ours is None or pruning is None:
       return ""
-    pair = [accuracies(found[name], share) for name in (ours, pruning)]
+    pair = [scores(found[name], share) for name in (ours, pruning)]
     difference, spread = pair[0].mean() - pair[1].mean(), error(pair)
     verdict = "equal within one standard error"
     if abs(difference) > spread:
@@ -96,7 +110,7 @@ def _comparison(found: Found, shares: Sequence[float]) -> str:
         f"{share:.0%}",
         METHODS[ours].title,
         METHODS[pruning].title,
-        f"{100 * difference:+.2f} ± {100 * spread:.2f}",
+        _text(_task(found[ours]), difference, spread, "+"),
         verdict,
       ]
     )
@@ -109,19 +123,22 @@ def _comparison(found: Found, shares: Sequence[float]) -> str:
 
 def _protocol(found: Found) -> str:
   first = next(iter(found.values()))
-  task = first["config"]["task"]
+  task = TASKS[first["config"]["task"]["name"]]
   values = "; ".join(
     f"{METHODS[name].title}: {METHODS[name].hyper}"
     f" {', '.join(f'{v:g}' for v in result['config']['values'])}"
     for name, result in found.items()
-    if len(result["config"]["values"]) > 1
+    if max(result["config"]["values"]) > 0
   )
+  note = "They were not searched here, but taken from the small tasks. "
+  if any(result["search"] for result in found.values()):
+    note = ""
   return (
-    f"Perceptron {'-'.join(map(str, task['sizes']))}, {task['epochs']} epochs in"
-    f" batches of {task['batch_size']}, SGD with Nesterov momentum"
-    f" {task['momentum']:g}, one cycle with peak {task['learning_rate']:g};"
+    f"{task.described}, {task.epochs} epoch{'s' if task.epochs > 1 else ''}"
+    + (f" of {task.train_size} examples" if task.train_size else "")
+    + f" in batches of {task.batch_size}, {task.trained};"
     f" {first['config']['seeds']} seeds. Pull: beta (of ADMM, rho) times the learning"
-    f" rate. Values: {values}. {results.footer(list(found.values()))}"
+    f" rate. Values: {values}. {note}{results.footer(list(found.values()))}"
   )
 
 
@@ -135,12 +152,16 @@ _DRAWN = (
 def draw(title: str, found: Found, path: pathlib.Path) -> None:
   """Accuracy against the weights that are left, with bars of a standard error."""
   found = {name: found[name] for name in _DRAWN if name in found}
+  in_nats = all(_task(result).in_nats for result in found.values())
+  sign, width = (-1, 0.8) if in_nats else (1, 0.07)
+  measured = "test loss" if in_nats else "test accuracy"
+  unit = "nats per character, upside down" if in_nats else "accuracy"
   styles = {"dense": ":", "pruning": "--", "ours": "-"}
   with plots.figure(path, width=8.6, height=4.8) as axes:
     panel = axes[0, 0]
     for number, (name, result) in enumerate(found.items()):
       shares = result["config"]["shares"]
-      values = [accuracies(result, share) for share in shares]
+      values = [sign * scores(result, share) for share in shares]
       panel.errorbar(
         [1 - share for share in shares],
         [v.mean() for v in values],
@@ -153,16 +174,17 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
         linewidth=1.3,
         label=METHODS[name].title,
       )
-    best_mean = max(accuracies(r, s).mean() for r in found.values() for s in shares)
+    best_mean = max(scores(r, s).mean() for r in found.values() for s in shares)
     panel.set(
-      title=f"{title}: test accuracy of the sparse network",
+      title=f"{title}: {measured} of the sparse network",
       xlabel="weights that are not zero (logarithmic)",
-      ylabel="accuracy",
+      ylabel=unit,
       xscale="log",
-      ylim=(best_mean - 0.07, best_mean + 0.008),
+      ylim=(sign * best_mean - sign * width, sign * best_mean + sign * 0.1 * width),
     )
     panel.set_xticks([1 - share for share in shares], [f"{1 - s:.0%}" for s in shares])
     panel.minorticks_off()
     panel.invert_xaxis()
-    plots.percent_axis(panel, 0)
+    if not in_nats:
+      plots.percent_axis(panel, 0)
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

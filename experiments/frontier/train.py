@@ -1,4 +1,4 @@
-"""Searches and trains a method at all shares of zeros, many at once."""
+"""Searches and trains a method at all shares of zeros."""
 
 import functools
 import itertools
@@ -15,9 +15,11 @@ from experiments import datasets
 from experiments.core import measure, results, training
 from experiments.core.run import Run
 from experiments.core.training import Data, Examples
+from experiments.datasets import text
 from experiments.frontier import config as configs
+from experiments.networks.cnn import CNN
 from experiments.networks.perceptron import perceptron
-import rvsm_jax
+from experiments.networks.transformer import Transformer
 
 
 def load_data(
@@ -27,9 +29,27 @@ def load_data(
 
   def load(split: str) -> Examples:
     x, y = datasets.load(task.name, split, data_dir, source)
-    return Examples(x.astype(np.float32) / task.scale, y)
+    if split == "train" and task.train_size:
+      x, y = x[: task.train_size], y[: task.train_size]
+    # Characters stay integers.
+    return Examples(x if task.in_nats else x.astype(np.float32) / task.scale, y)
 
   return Data(load("train"), load("test"))
+
+
+def network(task: configs.Task, rngs: nnx.Rngs) -> nnx.Module:
+  """The network of a task before training."""
+  if task.network == "perceptron":
+    return perceptron(task.sizes, rngs)
+  if task.network == "transformer":
+    width, heads, neurons, blocks = task.sizes
+    sizes = {"width": width, "heads": heads, "hidden": neurons, "blocks": blocks}
+    return Transformer(len(text.ALPHABET), text.CONTEXT, **sizes, rngs=rngs)
+  *convolutions, hidden, classes = task.sizes
+  pooled = range(len(convolutions))
+  return CNN(
+    (28, 28, 1), convolutions, pooled, (hidden, classes), fused=True, rngs=rngs
+  )
 
 
 def split(config: configs.Config, data: Data) -> tuple[np.ndarray, Examples]:
@@ -42,63 +62,48 @@ def split(config: configs.Config, data: Data) -> tuple[np.ndarray, Examples]:
 
 def initial_params(task: configs.Task, seed: int) -> nnx.State:
   """The weights before training: a function of the seed alone."""
-  return nnx.state(perceptron(task.sizes, nnx.Rngs(params=seed)), nnx.Param)
+  return nnx.state(network(task, nnx.Rngs(params=seed)), nnx.Param)
 
 
 def trainer(config: configs.Config, steps: int) -> training.Trainer:
   """What trains the network with any share of zeros and hyperparameter."""
   task = config.task
-  graph = nnx.graphdef(nnx.eval_shape(lambda: perceptron(task.sizes, nnx.Rngs(0))))
+  graph = nnx.graphdef(nnx.eval_shape(lambda: network(task, nnx.Rngs(0))))
   method = configs.METHODS[config.method]
-  rate = optax.cosine_onecycle_schedule(steps, task.learning_rate)
   return training.Trainer(
     training.plain_forward(graph),
-    lambda hyper: method.make(configs.Setting(rate, task.momentum, steps, *hyper)),
+    lambda hyper: method.make(task.setting(steps, *hyper)),
   )
 
 
-def exactly(params: Any, share: jax.Array) -> Any:
-  """The params with at least that share of zeros among the kernels: the rest is cut.
-
-  A method that ends with fewer zeros than it should would be at an advantage.
-  """
-  cut = rvsm_jax.magnitude_pruning(share)
-  nothing = jax.tree.map(jnp.zeros_like, params)
-  updates, _ = cut.update(nothing, cut.init(params), params)
-  return optax.apply_updates(params, updates)
-
-
 class Trainings:
-  """All trainings of a method on a task, mapped over points by one program.
+  """All trainings of a method on a task.
 
   Args:
     config: what is trained.
     data: its examples.
+    run: the directory in which finished trainings are kept.
   """
 
-  def __init__(self, config: configs.Config, data: Data):
+  def __init__(self, config: configs.Config, data: Data, run: Run):
     self.config = config
+    self.directory = run
     self.examples = Examples(*map(jnp.asarray, data.train))
     task = config.task
     self.shape = task.epochs, len(data.train.y) // task.batch_size, task.batch_size
-    one = trainer(config, self.shape[0] * self.shape[1])
+    self.one = trainer(config, self.shape[0] * self.shape[1])
 
-    def run(params: Any, order: Any, hyper: Any, examples: Any, held: Any) -> Any:
-      state, _ = one.whole(params, order, hyper, examples)
-      zeros = measure.zeros(state.sparse)
-      sparse = exactly(state.sparse, hyper[0])
-      return {
-        "accuracy": training.accuracy(one.forward, sparse, held),
-        "accuracy_w": training.accuracy(one.forward, state.params, held),
-        "zeros": measure.zeros(sparse),
-        "zeros_found": zeros,
-        "finite": jnp.all(jnp.isfinite(optax.tree.norm(state.params))),
-      }
+    def whole(params: Any, order: Any, hyper: Any, examples: Any, held: Any) -> Any:
+      state, _ = self.one.whole(params, order, hyper, examples)
+      return self._outcome(state, hyper, held)
 
-    self._run = jax.jit(jax.vmap(run, (0, 0, 0, None, None)))
+    self._whole = jax.jit(jax.vmap(whole, (0, 0, 0, None, None)))
+    self._measure = jax.jit(self._outcome)
+    self._dense: dict[int, training.TrainState] = {}
 
   def measured(
     self,
+    name: str,
     points: list[tuple[float, float, int]],
     chosen: np.ndarray,
     held: Examples,
@@ -106,28 +111,77 @@ class Trainings:
     """What comes of shares of zeros, values of the hyperparameter, and seeds.
 
     Args:
+      name: of these trainings; those that are finished are not done again.
       points: (share, value, seed) of each training.
       chosen: the numbers of the examples that are trained on.
       held: those to measure on.
     """
+    held = Examples(*map(jnp.asarray, held))
+    if self.config.task.at_once:
+      return self.directory.once(name, lambda: self._at_once(points, chosen, held))
+    return [
+      self.directory.once(
+        f"{name}-{number}", functools.partial(self._single, point, chosen, held)
+      )
+      for number, point in enumerate(points)
+    ]
+
+  def _outcome(self, state: training.TrainState, hyper: Any, held: Examples) -> Any:
+    sparse = measure.with_share(state.sparse, hyper[0])
+    loss, accuracy = training.means(self.one.forward, sparse, held)
+    loss_w, accuracy_w = training.means(self.one.forward, state.params, held)
+    return {
+      **{"loss": loss, "loss_w": loss_w},
+      **{"accuracy": accuracy, "accuracy_w": accuracy_w},
+      "zeros": measure.zeros(sparse),
+      "zeros_found": measure.zeros(state.sparse),
+      "finite": jnp.all(jnp.isfinite(optax.tree.norm(state.params))),
+    }
+
+  def _order(self, seed: int, chosen: np.ndarray) -> np.ndarray:
+    return training.reshuffled((seed, 1), chosen, self.shape)
+
+  def _single(
+    self, point: tuple[float, float, int], chosen: np.ndarray, held: Examples
+  ) -> dict[str, Any]:
+    share, value, seed = point
+    hyper = jnp.float32(share), jnp.float32(value)
+    if (state := self._dense.get(seed)) is None:
+      state = self._trained(seed, chosen, hyper)
+    if configs.METHODS[self.config.method].group == "dense":
+      # It is the same at all shares.
+      self._dense[seed] = state
+    return _with_point(point, self._measure(state, hyper, held))
+
+  def _trained(self, seed: int, chosen: np.ndarray, hyper: Any) -> training.TrainState:
+    state = self.one.init(initial_params(self.config.task, seed), hyper)
+    step = self.one.compiled(self.examples, hyper)
+    for epoch in self._order(seed, chosen):
+      for batches in (epoch,) if step.whole_epochs else epoch:
+        state = step.call(state, batches)
+    return state
+
+  def _at_once(
+    self, points: list[tuple[float, float, int]], chosen: np.ndarray, held: Examples
+  ) -> list[dict[str, Any]]:
     shares, values, seeds = zip(*points, strict=True)
     params = jax.tree.map(
       lambda *leaves: jnp.stack(leaves),
       *(initial_params(self.config.task, seed) for seed in seeds),
     )
-    order = np.stack(
-      [training.reshuffled((seed, 1), chosen, self.shape) for seed in seeds]
-    )
+    order = jnp.asarray(np.stack([self._order(seed, chosen) for seed in seeds]))
     hyper = jnp.array(shares, jnp.float32), jnp.array(values, jnp.float32)
-    held = Examples(*map(jnp.asarray, held))
-    found = jax.tree.map(
-      np.asarray, self._run(params, jnp.asarray(order), hyper, self.examples, held)
-    )
+    found = self._whole(params, order, hyper, self.examples, held)
+    columns = jax.tree.map(np.asarray, found)
     return [
-      {"share": share, "value": value, "seed": seed}
-      | {name: column[i].item() for name, column in found.items()}
-      for i, (share, value, seed) in enumerate(points)
+      _with_point(point, {name: column[i] for name, column in columns.items()})
+      for i, point in enumerate(points)
     ]
+
+
+def _with_point(point: tuple[float, float, int], found: Any) -> dict[str, Any]:
+  measures = {name: value.item() for name, value in found.items()}
+  return dict(zip(("share", "value", "seed"), point, strict=True)) | measures
 
 
 def train(config: configs.Config, data: Data, run: Run) -> dict[str, Any]:
@@ -136,7 +190,7 @@ def train(config: configs.Config, data: Data, run: Run) -> dict[str, Any]:
   Args:
     config: the task and the method.
     data: the examples.
-    run: its directory, in which the search is a finished part.
+    run: its directory, in which what is finished is kept.
 
   Returns:
     The result: the points of the "search", and the "finals" of the chosen values, each
@@ -145,26 +199,25 @@ def train(config: configs.Config, data: Data, run: Run) -> dict[str, Any]:
   """
   if (result := run.finished()) is not None:
     return result
-  trainings = Trainings(config, data)
+  trainings = Trainings(config, data, run)
   searched, held = split(config, data)
   grid = [(s, v, 0) for s, v in itertools.product(config.shares, config.values)]
-  search = run.once(
-    "search", functools.partial(trainings.measured, grid, searched, held)
-  )
+  single = len(config.values) == 1
+  search = [] if single else trainings.measured("search", grid, searched, held)
 
   def best(share: float) -> float:
+    if single:
+      return config.values[0]
     points = [p for p in search if p["share"] == share and p["finite"]]
     if not points:
       raise FloatingPointError(
         f"{config.method} at {share:.0%}: no training is finite."
       )
-    return max(points, key=lambda point: point["accuracy"])["value"]
+    return max(points, key=lambda point: configs.score(config.task, point))["value"]
 
   points = [(s, best(s), seed) for s in config.shares for seed in range(config.seeds)]
   everything = np.arange(len(data.train.y))
-  finals = run.once(
-    "finals", functools.partial(trainings.measured, points, everything, data.test)
-  )
+  finals = trainings.measured("finals", points, everything, data.test)
   result = results.result(
     "frontier", config, None, method=config.method, search=search, finals=finals
   )
