@@ -67,7 +67,7 @@ def prox_of_sum(
     return passes.second(reached(w, one * d.astype(new.dtype)), step, numbers)
 
   if not passes.heavy:
-    return again(w, d, step)
+    return again(w, d, jnp.asarray(step))
 
   def kept(w: jax.Array, d: jax.Array, step: jax.Array) -> jax.Array:
     return penalty.prox(reached(w, d), step)
