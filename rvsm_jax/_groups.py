@@ -208,9 +208,13 @@ def _flat_groups(
   ) -> jax.Array:
     axes = _group_thresholds.group_axes(x, groups)
     last = tuple(range(x.ndim - len(axes), x.ndim))
-    moved = jnp.moveaxis(x, axes, last)
-    rows = moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
-    return jnp.moveaxis(function(rows, step).reshape(moved.shape), last, axes)
+
+    def flat(x: jax.Array) -> jax.Array:
+      moved = jnp.moveaxis(x, axes, last)
+      rows = moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
+      return jnp.moveaxis(function(rows, step).reshape(moved.shape), last, axes)
+
+    return _penalty.unsharded(flat, axes)(x)
 
   return prox
 
@@ -252,7 +256,6 @@ def exclusive_lasso(groups: _group_thresholds.Groups = "out") -> _penalty.Penalt
      [0.]]
   """
 
-  @_penalty.unsharded
   @_flat_groups
   def threshold(rows: jax.Array, step: jax.Array) -> jax.Array:
     scale = _group_thresholds.group_scale(rows, (rows.ndim - 1,))
@@ -347,7 +350,6 @@ def combined_group_exclusive(
     m = jnp.asarray(mu).astype(x.dtype)
     return m * exclusive.value(x) + (1 - m) * lasso.value(x)
 
-  @_penalty.unsharded
   @_flat_groups
   def solve(rows: jax.Array, step: jax.Array) -> jax.Array:
     m = jnp.asarray(mu).astype(rows.dtype)

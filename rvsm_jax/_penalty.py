@@ -6,7 +6,7 @@ pytree, or, if it is one of a whole pytree, to all of them together. `prox(x, st
 one of the minimisers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -162,16 +162,25 @@ def checked(
   return z, step
 
 
-def unsharded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Lets a function that ranks entries see all of them, under an explicit mesh."""
+def unsharded(
+  function: Callable[..., jax.Array], axes: Iterable[int] | None = None
+) -> Callable[..., jax.Array]:
+  """Lets a function that ranks entries along axes see all, under an explicit mesh.
+
+  Args:
+    function: of an array, and of whatever else.
+    axes: those along which it ranks; None for all.
+  """
 
   @functools.wraps(function)
   def wrapper(x: jax.Array, *args: Any) -> jax.Array:
     spec = jax.typeof(x).sharding.spec
-    if all(axis is None for axis in spec):
+    ranked = range(x.ndim) if axes is None else axes
+    if all(spec[axis] is None for axis in ranked):
       return function(x, *args)
-    whole = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
-    return jax.sharding.reshard(function(whole, *args), spec)
+    whole = [None if axis in ranked else spec[axis] for axis in range(x.ndim)]
+    x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*whole))
+    return jax.sharding.reshard(function(x, *args), spec)
 
   return wrapper
 
