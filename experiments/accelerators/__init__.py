@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.accelerators import config as configs
-from experiments.accelerators import report, targets, updates
+from experiments.accelerators import report, scale, targets, transformer, updates
 from experiments.core import cli, results
 
 
@@ -36,6 +36,36 @@ def main(places: cli.Common, platform: configs.Platform = "tpu") -> None:
   results.show(report.write(folder))
 
 
+def many_chips(places: cli.Common) -> None:
+  """Compiles a training step of seven billion weights for 256 chips of a TPU.
+
+  Args:
+    places: where it writes.
+  """
+  only_compile()
+  config = configs.QUICK_SCALE if places.quick else configs.Scale()
+  began = time.monotonic()
+  chips = targets.devices(targets.TARGETS[config.target])
+  grid = scale.mesh(chips, config.data, config.model)
+  rows = []
+  for name in config.subjects:
+    rows.append({"update": name, **scale.row(name, config.shape, grid)})
+    results.console.print(f"{name}: {rows[-1]}", markup=False)
+  result = results.result(
+    "accelerators",
+    config,
+    time.monotonic() - began,
+    compiler=targets.release("tpu"),
+    weights=transformer.count(config.shape),
+    sparse_weights=transformer.count(config.shape, "layers"),
+    step_seconds=scale.step_seconds(config.shape, grid),
+    rows=rows,
+  )
+  folder = places.report("accelerators", places.run("accelerators"))
+  results.write_json(folder / "scale.json", result)
+  results.show(report.write(folder)[::-1])
+
+
 def only_compile() -> None:
   """Lets JAX look for no TPU or GPU to run on; before anything that asks for one."""
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -60,4 +90,4 @@ def measure(config: configs.Config) -> list[dict[str, Any]]:
 
 rebuild = report.rebuild
 
-COMMANDS = main
+COMMANDS = {"": main, "scale": many_chips}

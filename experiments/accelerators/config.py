@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from experiments.accelerators import updates
+from experiments.accelerators import scale, transformer, updates
 
 Platform = Literal["tpu", "cuda"]
 
@@ -43,3 +43,20 @@ QUICK = {
     subjects=("sgd", *updates.PROMISED),
   ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """A training step of a transformer on many chips."""
+
+  target: str = "v5e:16x16"
+  data: int = 16
+  """Chips along which the batch is split, and weights that are gathered to be used."""
+  model: int = 16
+  """Chips along which heads and hidden units are split."""
+  shape: transformer.Shape = dataclasses.field(default_factory=transformer.Shape)
+  subjects: tuple[str, ...] = tuple(scale.SUBJECTS)
+  """Names of the optimizers."""
+
+
+QUICK_SCALE = Scale("v5e:2x2", 2, 2, transformer.TOY, ("adamw", "rvsm l0"))

@@ -12,8 +12,14 @@ _FILES = ("tpu.json", "cuda.json")
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their path."""
   found = [results.read(folder / name) for name in _FILES if (folder / name).exists()]
-  path = folder / "accelerators.md"
-  return [results.write_atomically(path, _page(found))]
+  files = []
+  if found:
+    path = folder / "accelerators.md"
+    files.append(results.write_atomically(path, _page(found)))
+  if (folder / "scale.json").exists():
+    text = _scale(results.read(folder / "scale.json"))
+    files.append(results.write_atomically(folder / "scale.md", text))
+  return files
 
 
 rebuild = write
@@ -114,3 +120,51 @@ def _sent(rows: Sequence[dict[str, Any]]) -> str:
       for row in rows
     ],
   )
+
+
+def _scale(found: dict[str, Any]) -> str:
+  config, rows = found["config"], found["rows"]
+  shape, chips = config["shape"], config["data"] * config["model"]
+  base = rows[0]
+  step = found["step_seconds"]
+  held = base["argument_bytes"] + base["temporary_bytes"]
+
+  def line(row: dict[str, Any]) -> list[str]:
+    memory = row["argument_bytes"] + row["temporary_bytes"]
+    more = row["seconds"] - base["seconds"]
+    state = (row["argument_bytes"] - base["argument_bytes"]) * chips
+    sent = {
+      kind: n - base["collectives"].get(kind, 0)
+      for kind, n in row["collectives"].items()
+      if n != base["collectives"].get(kind, 0)
+    }
+    loops = "≥ " * (row["loops"] > base["loops"])
+    return [
+      row["update"],
+      f"{memory / 2**30:.2f}",
+      f"{state / found['sparse_weights']:.1f}",
+      f"{(row['temporary_bytes'] - base['temporary_bytes']) / 2**20:+.0f}",
+      f"{loops}{1e3 * more:+.2f}",
+      f"{loops}{100 * more / step:+.2f}%",
+      ", ".join(f"{n:+} {kind}" for kind, n in sent.items()) or "none",
+    ]
+
+  header = ["optimizer", "GiB a chip", "state, bytes a weight", "temporary, MiB"]
+  header += ["ms", "of the step", "collectives"]
+  return f"""# {found["weights"] / 1e9:.1f} billion weights on {chips} chips
+
+A training step of a decoder transformer ({shape["layers"]} layers of width
+{shape["width"]}, hidden {shape["hidden"]}; {shape["batch"]} sequences of
+{shape["length"]} tokens), lowered from shapes alone and compiled by {found["compiler"]}
+for {config["target"]}: FSDP along {config["data"]} chips, tensor parallel along
+{config["model"]}, weights float32. {found["sparse_weights"] / 1e9:.1f} billion weights,
+the kernels of the layers, are made sparse. `python -m experiments accelerators scale`.
+
+The step with adamw takes {1e3 * step:.0f} ms by the compiler's estimate, and
+{held / 2**30:.2f} GiB of each chip. The last four columns are what comes on top of it.
+A loop counts once: ≥ marks the search of a rank, whose passes are about six.
+
+{tables.table(header, [line(row) for row in rows])}
+
+{results.footer([found])}
+"""

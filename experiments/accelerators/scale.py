@@ -1,0 +1,136 @@
+"""A training step of a transformer on many chips, with and without sparse training."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+
+from experiments.accelerators import programs, transformer
+from experiments.accelerators.transformer import Shape
+import rvsm_jax
+
+_RATE, _LAM, _BETA = 3e-4, 1e-7, 1e-2
+
+# The kernels of the layers; each column of each layer is a group.
+_MASK = rvsm_jax.by_path(r"layers/.*kernel")
+_COLUMNS = (1,)
+
+Make = Callable[[], optax.GradientTransformation]
+
+
+def _after(
+  factory: Callable[..., optax.GradientTransformation],
+  penalty: rvsm_jax.Penalty,
+  **options: Any,
+) -> Make:
+  return lambda: optax.chain(
+    optax.adamw(_RATE), factory(_RATE, penalty, lam=_LAM, mask=_MASK, **options)
+  )
+
+
+def _through(penalty: rvsm_jax.Penalty) -> Make:
+  return lambda: rvsm_jax.straight_through(
+    optax.adamw(_RATE), penalty, step=_LAM / _BETA, mask=_MASK
+  )
+
+
+_l0, _tl1 = rvsm_jax.l0(), rvsm_jax.transformed_l1(1.0)
+_all = rvsm_jax.cardinality(0.9, scope="all")
+_rvsm = functools.partial(_after, rvsm_jax.rvsm, beta=_BETA)
+SUBJECTS: dict[str, Make] = {
+  "adamw": lambda: optax.adamw(_RATE),
+  "rvsm l0, no u": _rvsm(_l0, carry_u=False),
+  "rvsm l0, u in bfloat16": _rvsm(_l0, u_dtype=jnp.bfloat16),
+  "rvsm l0": _rvsm(_l0),
+  "rvsm TL1, no u": _rvsm(_tl1, carry_u=False),
+  "rvsm TL1, u in bfloat16": _rvsm(_tl1, u_dtype=jnp.bfloat16),
+  "rvsm TL1": _rvsm(_tl1),
+  "proximal group lasso": _after(rvsm_jax.proximal, rvsm_jax.group_lasso(_COLUMNS)),
+  "proximal integrated TL1": _after(
+    rvsm_jax.proximal, rvsm_jax.integrated_tl1(1.0, 0.5, _COLUMNS)
+  ),
+  "straight-through l0": _through(_l0),
+  "straight-through cardinality of all": _through(_all),
+  "rvsm cardinality of all, no u": _rvsm(_all, carry_u=False),
+}
+
+
+def mesh(devices: Any, data: int, model: int) -> Mesh:
+  """Devices as a grid: FSDP along its first axis, tensor parallel along the other."""
+  return Mesh(np.array(devices).reshape(data, model), ("data", "model"))
+
+
+def step(
+  tx: optax.GradientTransformation, shape: Shape, grid: Mesh
+) -> Callable[..., Any]:
+  """From params, state and a batch to the next params, state and the loss."""
+
+  def run(params: Any, state: Any, batch: jax.Array) -> tuple[Any, Any, jax.Array]:
+    loss, grads = jax.value_and_grad(transformer.loss)(params, batch, shape, grid)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  return run
+
+
+def state_of(tx: optax.GradientTransformation, params: Any, grid: Mesh) -> Any:
+  """The optimizer's state without numbers, placed as the params are."""
+  whole = NamedSharding(grid, P())
+  like = jax.eval_shape(tx.init, params)
+  places = optax.tree.map_params(
+    tx,
+    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding),
+    like,
+    params,
+    transform_non_params=lambda s: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=whole
+    ),
+  )
+  return places
+
+
+def compiled(name: str, shape: Shape, grid: Mesh) -> Any:
+  """The training step, params and state donated, from shapes alone."""
+  tx = SUBJECTS[name]()
+  params = transformer.placed(shape, grid)
+  state = state_of(tx, params, grid)
+  jitted = jax.jit(step(tx, shape, grid), donate_argnums=(0, 1))
+  return jitted.lower(params, state, transformer.tokens(shape, grid)).compile()
+
+
+def row(name: str, shape: Shape, grid: Mesh) -> dict[str, Any]:
+  """What the step costs each chip."""
+  return programs.cost(compiled(name, shape, grid))._asdict()
+
+
+def step_seconds(shape: Shape, grid: Mesh) -> float:
+  """The compiler's estimate of a step of adamw.
+
+  A loop counts once in it. Hence that of one layer, and of two, without a loop, and as
+  much again for each other one.
+  """
+  one, two = (
+    row("adamw", dataclasses.replace(shape, layers=n, scan=False), grid)["seconds"]
+    for n in (1, 2)
+  )
+  return one + (shape.layers - 1) * (two - one)
+
+
+def train(name: str, shape: Shape, grid: Mesh, steps: int) -> tuple[Any, jax.Array]:
+  """The params after a training on one batch, and the losses on the way."""
+  tx = SUBJECTS[name]()
+  params, batch = transformer.draw(shape, grid, 0)
+  state = jax.jit(tx.init)(params)
+  update = jax.jit(step(tx, shape, grid), donate_argnums=(0, 1))
+  losses = []
+  for _ in range(steps):
+    params, state, loss = update(params, state, batch)
+    losses.append(loss)
+  return params, jnp.stack(losses)
