@@ -53,7 +53,7 @@ class Cost(NamedTuple):
     collectives: instructions that send something, by their kind.
     sent_entries: of the largest array that is sent.
     loops: `while` instructions, whose bodies count once.
-    seconds: the compiler's estimate; None where it gives none.
+    seconds: the compiler's estimate, below one; None where it gives none.
   """
 
   bytes: float
@@ -83,8 +83,13 @@ def cost(compiled: Any) -> Cost:
     collectives=collectives,
     sent_entries=sent,
     loops=len(re.findall(r"[^-]while\(", text)),
-    seconds=sums.get("optimal_seconds"),
+    seconds=_seconds(sums.get("optimal_seconds")),
   )
+
+
+def _seconds(estimate: float | None) -> float | None:
+  """The compiler's sum, in which what it cannot estimate is -1, without those."""
+  return estimate if estimate is None else estimate - math.floor(min(estimate, 0.0))
 
 
 def communication(text: str) -> tuple[dict[str, int], int]:

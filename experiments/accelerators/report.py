@@ -91,8 +91,7 @@ def _times(rows: Sequence[dict[str, Any]]) -> str:
 
   def cell(update: str, column: tuple[str, str]) -> str:
     row = found.get((update, *column))
-    # Of some programs the compiler's estimate is a negative number.
-    if row is None or row["seconds"] <= 0:
+    if row is None:
       return ""
     ratio = row["seconds"] / found["sgd", *column]["seconds"]
     return f"{'≥ ' * bool(row['loops'])}{ratio:.2f}"

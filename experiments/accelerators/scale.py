@@ -41,7 +41,7 @@ def _through(penalty: rvsm_jax.Penalty) -> Make:
   )
 
 
-_l0, _tl1 = rvsm_jax.l0(), rvsm_jax.transformed_l1(1.0)
+_l0 = rvsm_jax.l0()
 _all = rvsm_jax.cardinality(0.9, scope="all")
 _rvsm = functools.partial(_after, rvsm_jax.rvsm, beta=_BETA)
 SUBJECTS: dict[str, Make] = {
@@ -49,16 +49,12 @@ SUBJECTS: dict[str, Make] = {
   "rvsm l0, no u": _rvsm(_l0, carry_u=False),
   "rvsm l0, u in bfloat16": _rvsm(_l0, u_dtype=jnp.bfloat16),
   "rvsm l0": _rvsm(_l0),
-  "rvsm TL1, no u": _rvsm(_tl1, carry_u=False),
-  "rvsm TL1, u in bfloat16": _rvsm(_tl1, u_dtype=jnp.bfloat16),
-  "rvsm TL1": _rvsm(_tl1),
   "proximal group lasso": _after(rvsm_jax.proximal, rvsm_jax.group_lasso(_COLUMNS)),
   "proximal integrated TL1": _after(
     rvsm_jax.proximal, rvsm_jax.integrated_tl1(1.0, 0.5, _COLUMNS)
   ),
   "straight-through l0": _through(_l0),
   "straight-through cardinality of all": _through(_all),
-  "rvsm cardinality of all, no u": _rvsm(_all, carry_u=False),
 }
 
 
