@@ -72,7 +72,7 @@ def cost(compiled: Any) -> Cost:
   text = compiled.as_text()
   sums = compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
-  counted, kernels, copies = _passes(text)
+  counted, kernels, copies = passes(text)
   collectives, sent = communication(text)
   return Cost(
     bytes=sums.get("bytes accessed") or counted,
@@ -102,10 +102,10 @@ def communication(text: str) -> tuple[dict[str, int], int]:
   return kinds, largest
 
 
-def _passes(text: str) -> tuple[int, int, int]:
+def passes(text: str) -> tuple[int, int, int]:
   """Bytes of all instructions of ENTRY, and how many are large, or copy much."""
   sizes: dict[str, int] = {}
-  passes: list[tuple[str, list[int]]] = []
+  moves: list[tuple[str, list[int]]] = []
   largest = 0
   for line in text[text.index("ENTRY") :].splitlines()[1:]:
     if not (found := _INSTRUCTION.match(line)):
@@ -118,9 +118,9 @@ def _passes(text: str) -> tuple[int, int, int]:
       largest = max(largest, sizes[name])
     if kind not in _FREE:
       operands = [a.strip().split(" ")[-1].lstrip("%") for a in arguments.split(",")]
-      passes.append((kind, [sizes[name], *(sizes.get(one, 0) for one in operands)]))
-  large = [kind for kind, moved in passes if 10 * max(moved) >= largest]
-  total = sum(sum(moved) for _, moved in passes)
+      moves.append((kind, [sizes[name], *(sizes.get(one, 0) for one in operands)]))
+  large = [kind for kind, moved in moves if 10 * max(moved) >= largest]
+  total = sum(sum(moved) for _, moved in moves)
   return total, len(large), sum(kind.startswith("copy") for kind in large)
 
 

@@ -40,7 +40,7 @@ def _page(found: Sequence[dict[str, Any]]) -> str:
     " ≥.",
   ]
   for dtype in dict.fromkeys(row["dtype"] for row in rows):
-    parts += [f"## Bytes per weight, {dtype}", _bytes(rows, dtype)]
+    parts += [f"## Bytes per weight, {dtype}", bytes_table(rows, dtype)]
   parts += [
     "## Time of the update, estimated by the compiler, over that of sgd",
     _times([row for row in rows if row["seconds"] is not None]),
@@ -59,7 +59,8 @@ def _names(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
   return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _bytes(rows: Sequence[dict[str, Any]], dtype: str) -> str:
+def bytes_table(rows: Sequence[dict[str, Any]], dtype: str) -> str:
+  """What each update moves, for each target."""
   rows = [row for row in rows if row["dtype"] == dtype]
   chips = _names(rows, "target")
   found = {(row["update"], row["target"]): row for row in rows}

@@ -67,11 +67,11 @@ def _rvsm(
   )
 
 
-def _least(name: str, state: int) -> int | None:
-  """Arrays of a transformation that keeps so many, with a penalty."""
-  if name in COMPONENTWISE or name in ("2:4",):
-    return 3 + 2 * state
-  return 5 + 2 * state if name in NORMS else None
+def _least(name: str) -> int | None:
+  """Arrays of the proximal step of a penalty."""
+  if name in COMPONENTWISE or name == "2:4":
+    return 3
+  return 5 if name in NORMS else None
 
 
 def _target() -> optax.GradientTransformation:
@@ -89,19 +89,22 @@ def _subjects() -> dict[str, Subject]:
     "adam": Subject(lambda: optax.adam(_RATE), 7),
   }
   for name in PENALTIES:
-    # The groups' norms are those of the new weights, which are written before.
-    arrays = 5 if name in COMPONENTWISE else None
-    found[f"rvsm {name}"] = Subject(_rvsm(name), arrays)
+    # The old u is not read where it costs less to compute it again. The norms of the
+    # groups are those of the new weights, which are read once more.
+    known = (
+      dict.fromkeys(COMPONENTWISE, 5) | dict.fromkeys(NORMS, 6) | {"l0": 4, "l1": 4}
+    )
+    found[f"rvsm {name}"] = Subject(_rvsm(name), known.get(name))
   for name in ("l0", "l1", "TL1", "group lasso"):
-    arrays = 3 if name in COMPONENTWISE else None
+    arrays = 3 if name in COMPONENTWISE else 4
     found[f"rvsm {name}, no u"] = Subject(_rvsm(name, carry_u=False), arrays)
   for name in ("l0", "TL1"):
-    half = Subject(_rvsm(name, u_dtype=jnp.bfloat16), 3, 2)
+    half = Subject(_rvsm(name, u_dtype=jnp.bfloat16), 3, 1 + (name == "TL1"))
     found[f"rvsm {name}, u in bfloat16"] = half
   found["rvsm l0, Jacobi"] = Subject(_rvsm("l0", ordering="jacobi"), 5)
   for name, penalty in PENALTIES.items():
     make = functools.partial(rvsm_jax.proximal_sgd, _RATE, penalty, lam=_LAM)
-    found[f"proximal {name}"] = Subject(make, _least(name, 0))
+    found[f"proximal {name}"] = Subject(make, _least(name))
   for name in ("l1", "TL1", "group lasso"):
     adam = functools.partial(rvsm_jax.proximal_adam, _RATE, PENALTIES[name], lam=_LAM)
     found[f"proximal adam {name}"] = Subject(adam, 7 if name in COMPONENTWISE else None)
