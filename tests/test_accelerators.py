@@ -95,11 +95,10 @@ def test_our_count_of_bytes_is_that_of_the_compiler(target):
 
 def test_a_program_is_read():
   x = jax.ShapeDtypeStruct((512, 512), jnp.float32)
-  two = jax.jit(lambda x, y: (jnp.tanh(x) @ y).sum(0)).lower(x, x).compile()
-  counted, kernels, copies = programs.passes(two.as_text())
-  # tanh reads and writes, the product reads two and writes, the sum reads.
-  assert counted == pytest.approx(6 * 4 * 512 * 512, rel=0.01)
-  assert kernels == 3
+  program = jax.jit(lambda x, y: x - 0.1 * y).lower(x, x).compile()
+  counted, kernels, copies = programs.passes(program.as_text())
+  assert counted == pytest.approx(3 * 4 * 512 * 512, rel=0.01)
+  assert kernels == 1
   assert copies == 0
 
 

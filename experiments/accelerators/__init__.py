@@ -78,7 +78,8 @@ def measure(config: configs.Config) -> list[dict[str, Any]]:
   for target in (*config.all_for, *config.some_for):
     for dtype in config.dtypes:
       for name in config.subjects:
-        if target in config.some_for and name not in ("sgd", *updates.PROMISED):
+        few = target in config.some_for or dtype != config.dtypes[0]
+        if few and name not in ("sgd", *updates.PROMISED):
           continue
         found = updates.row(name, targets.TARGETS[target], dtype, config.side)
         rows.append({"target": target, "dtype": dtype, "update": name, **found})

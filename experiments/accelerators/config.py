@@ -14,9 +14,9 @@ class Config:
 
   platform: Platform = "tpu"
   """Whose compiler; each is in an environment of its own."""
-  all_for: tuple[str, ...] = ("v5e", "v5e:2x2")
-  """Names of targets for which every update is compiled."""
-  some_for: tuple[str, ...] = ("v5p", "v6e", "v5e:16x16")
+  all_for: tuple[str, ...] = ("v5e:2x2",)
+  """Names of targets for which every update is compiled, in the first dtype."""
+  some_for: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e:16x16")
   """Names of targets for which the promised updates are."""
   dtypes: tuple[str, ...] = ("float32", "bfloat16")
   """Of the weights and gradients."""
