@@ -44,25 +44,35 @@ def many_chips(places: cli.Common) -> None:
   """
   only_compile()
   config = configs.QUICK_SCALE if places.quick else configs.Scale()
-  began = time.monotonic()
+  folder = places.report("accelerators", places.run("accelerators"))
+  file = folder / "scale.json"
   chips = targets.devices(targets.TARGETS[config.target])
   grid = scale.mesh(chips, config.data, config.model)
-  rows = []
-  for name in config.subjects:
+  # A step takes minutes to compile: those there are stay.
+  before = results.stored(file, config) or {"seconds": 0, "rows": [], "step_seconds": 0}
+  rows, seconds = before["rows"], before["step_seconds"]
+  began = time.monotonic() - before["seconds"]
+
+  def write() -> None:
+    result = results.result(
+      "accelerators",
+      config,
+      time.monotonic() - began,
+      compiler=targets.release("tpu"),
+      weights=transformer.count(config.shape),
+      sparse_weights=transformer.count(config.shape, "layers"),
+      step_seconds=seconds,
+      rows=rows,
+    )
+    results.write_json(file, result)
+
+  for name in config.subjects[len(rows) :]:
     rows.append({"update": name, **scale.row(name, config.shape, grid)})
     results.console.print(f"{name}: {rows[-1]}", markup=False)
-  result = results.result(
-    "accelerators",
-    config,
-    time.monotonic() - began,
-    compiler=targets.release("tpu"),
-    weights=transformer.count(config.shape),
-    sparse_weights=transformer.count(config.shape, "layers"),
-    step_seconds=scale.step_seconds(config.shape, grid),
-    rows=rows,
-  )
-  folder = places.report("accelerators", places.run("accelerators"))
-  results.write_json(folder / "scale.json", result)
+    write()
+  if not seconds:
+    seconds = scale.step_seconds(config.shape, grid)
+    write()
   results.show(report.write(folder)[::-1])
 
 

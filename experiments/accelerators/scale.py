@@ -78,18 +78,18 @@ def step(
 
 def state_of(tx: optax.GradientTransformation, params: Any, grid: Mesh) -> Any:
   """The optimizer's state without numbers, placed as the params are."""
-  whole = NamedSharding(grid, P())
-  like = jax.eval_shape(tx.init, params)
-  places = optax.tree.map_params(
-    tx,
-    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p.sharding),
-    like,
-    params,
-    transform_non_params=lambda s: jax.ShapeDtypeStruct(
-      s.shape, s.dtype, sharding=whole
-    ),
-  )
-  return places
+  places = {
+    path: leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  def placed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    # What belongs to a weight stands at the end of the same path.
+    ends = (path[i:] for i in range(len(path)))
+    found = (places[end] for end in ends if end in places)
+    sharding = next(found, NamedSharding(grid, P()))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(placed, jax.eval_shape(tx.init, params))
 
 
 def compiled(name: str, shape: Shape, grid: Mesh) -> Any:
