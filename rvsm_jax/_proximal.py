@@ -71,9 +71,10 @@ def proximal(
 
   .. note::
     Updates are differences, :math:`w_{t+1} - w_t`, so that the old weights have to be
-    kept until group norms of the new ones are known, in temporary memory of their
-    size. Where that matters, leave the map out of the chain and take it after
-    `optax.apply_updates`, which needs none::
+    kept until group norms of the new ones are known; the sum :math:`w_t + d_t` is then
+    taken twice. Only on CPU, with :func:`integrated_tl1`, temporary memory of their
+    size is cheaper. Where that matters, leave the map out of the chain and take it
+    after `optax.apply_updates`, which needs none::
 
       params = optax.apply_updates(params, updates)
       selected = rvsm_jax.kernels(params)
