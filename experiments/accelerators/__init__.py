@@ -66,12 +66,12 @@ def many_chips(places: cli.Common) -> None:
     )
     results.write_json(file, result)
 
+  if not seconds:
+    seconds = scale.step_seconds(config.shape, grid)
+    write()
   for name in config.subjects[len(rows) :]:
     rows.append({"update": name, **scale.row(name, config.shape, grid)})
     results.console.print(f"{name}: {rows[-1]}", markup=False)
-    write()
-  if not seconds:
-    seconds = scale.step_seconds(config.shape, grid)
     write()
   results.show(report.write(folder)[::-1])
 

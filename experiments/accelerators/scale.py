@@ -48,13 +48,13 @@ SUBJECTS: dict[str, Make] = {
   "adamw": lambda: optax.adamw(_RATE),
   "rvsm l0, no u": _rvsm(_l0, carry_u=False),
   "rvsm l0, u in bfloat16": _rvsm(_l0, u_dtype=jnp.bfloat16),
-  "rvsm l0": _rvsm(_l0),
-  "proximal group lasso": _after(rvsm_jax.proximal, rvsm_jax.group_lasso(_COLUMNS)),
+  "straight-through cardinality of all": _through(_all),
   "proximal integrated TL1": _after(
     rvsm_jax.proximal, rvsm_jax.integrated_tl1(1.0, 0.5, _COLUMNS)
   ),
+  "rvsm l0": _rvsm(_l0),
+  "proximal group lasso": _after(rvsm_jax.proximal, rvsm_jax.group_lasso(_COLUMNS)),
   "straight-through l0": _through(_l0),
-  "straight-through cardinality of all": _through(_all),
 }
 
 
