@@ -135,13 +135,6 @@ def train(
 ) -> dict[str, Any]:
   """Trains on DIGITS; every process of the mesh calls it with the same arguments.
 
-  Args:
-    config: what is trained.
-    mesh: all devices, along the explicit axis "data".
-    data_dir: where prepared data sets are kept.
-    run: a directory that all processes share, from whose newest checkpoint training
-      goes on, also on another number of devices.
-
   Returns:
     The result: "final" has the accuracy on the test examples, and the zeros of the
     kernels, of the sparse network.

@@ -9,6 +9,7 @@ import importlib
 import pathlib
 import sys
 
+from experiments import summary
 from experiments.core import cli, results
 
 
@@ -25,7 +26,7 @@ def main(results_folder: pathlib.Path = results.DIRECTORY) -> None:
   Args:
     results_folder: a folder for each experiment.
   """
-  results.announce(rebuilt(results_folder))
+  results.announce([*rebuilt(results_folder), *summary.write(results_folder)])
 
 
 COMMANDS = main

@@ -93,17 +93,7 @@ def survive(
   kills: int,
   rng: np.random.Generator,
 ) -> Outcome:
-  """Kills a training at random moments, uniform in the time that it takes.
-
-  Args:
-    start: starts its process, whose files all go into a directory.
-    directory: for directories of trainings.
-    kills: how many.
-    rng: of the moments.
-
-  Raises:
-    RuntimeError: if a process ends otherwise than it should.
-  """
+  """Kills a training at random moments, uniform in the time that it takes."""
   whole = directory / "undisturbed"
   began = time.monotonic()
   _require_success(start(whole).wait(), whole)
@@ -186,12 +176,7 @@ def numbers(value: Any) -> Any:
 
 
 def command(name: Name, compiled: pathlib.Path) -> Callable[[pathlib.Path], Child]:
-  """Starts an experiment, reduced in size, in a process of its own.
-
-  Args:
-    name: of the experiment.
-    compiled: where JAX keeps compiled programs, so that a process soon trains.
-  """
+  """Starts an experiment, reduced in size, in a process of its own."""
 
   def start(directory: pathlib.Path) -> Child:
     text = _COMMANDS[name].format(results=directory / "results", output=directory)
@@ -222,17 +207,21 @@ def markdown(result: dict[str, Any]) -> str:
       ]
     )
   head = ["experiment", "kills", "with a checkpoint", "trainings", "differences"]
-  total = sum(len(found["kills"]) for found in result["experiments"].values())
+  total = sum(int(row[1]) for row in rows)
+  resumed = sum(int(row[2]) for row in rows)
   return (
     "\n\n".join(
       [
         "# Runs that survive",
         f"{total} kills with SIGKILL, seed {result['config']['seed']}, at moments drawn"
-        " uniformly from the time that the undisturbed training takes. After each kill"
-        " the same command was run again in the same directory; one that got to its"
-        " end was compared with the undisturbed training: the same names of files, so"
-        " that nothing is left over, and the same content of every JSON file but for"
-        f" {', '.join(_VOLATILE)}. The trainings are reduced in size.",
+        " uniformly from the time that the undisturbed training takes."
+        f" {resumed} of them came when there was a checkpoint to resume from; after the"
+        f" other {total - resumed} the training, or what of it was not finished, began"
+        " again. After each kill the same command was run again in the same directory;"
+        " one that got to its end was compared with the undisturbed training: the same"
+        " names of files, so that nothing is left over, and the same content of every"
+        f" JSON file but for {', '.join(_VOLATILE)}. The trainings are reduced in"
+        " size.",
         table(head, rows),
         results.footer([result]),
       ]

@@ -32,7 +32,9 @@ def admm(
   rho: ArrayLike,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""ADMM whose minimisation in w is replaced by a gradient step; last in a chain.
+  r"""When w and u have to agree in the end: ADMM; last in a chain.
+
+  ADMM whose minimisation in w is replaced by a gradient step.
 
   With d the updates of the optimizer in front and y the scaled dual variables,
 

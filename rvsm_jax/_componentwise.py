@@ -14,7 +14,9 @@ _SOFT = _penalty.Cutoff(lambda step, *_: step, lambda t, *_: t)
 
 
 def l0() -> _penalty.Penalty:
-  r"""Number of non-zero entries; its prox is the hard threshold.
+  r"""Zeros without any shrinking of what stays: the number of non-zero entries.
+
+  Its prox is the hard threshold.
 
   .. math::
     P(x) = \sum_i 1[x_i \ne 0]
@@ -38,7 +40,9 @@ def l0() -> _penalty.Penalty:
 
 
 def l1() -> _penalty.Penalty:
-  r"""Sum of magnitudes; its prox is the soft threshold.
+  r"""For convex problems; shrinks all that it keeps: the sum of magnitudes.
+
+  Its prox is the soft threshold.
 
   .. math::
     P(x) = \sum_i |x_i|
@@ -59,7 +63,7 @@ def l1() -> _penalty.Penalty:
 
 
 def transformed_l1(a: ArrayLike = 1.0) -> _penalty.Penalty:
-  r"""Transformed l1, between l0 (`a -> 0`) and l1 (`a -> inf`).
+  r"""Between l0 (`a -> 0`) and l1 (`a -> inf`): zeros with little shrinking.
 
   .. math::
     P(x) = \sum_i \frac{(a + 1) |x_i|}{a + |x_i|}
@@ -98,7 +102,7 @@ def transformed_l1(a: ArrayLike = 1.0) -> _penalty.Penalty:
 
 
 def scad(lam: ArrayLike, gamma: ArrayLike = 3.7) -> _penalty.Penalty:
-  r"""Smoothly clipped absolute deviation.
+  r"""Zeros with no shrinking of large weights: smoothly clipped absolute deviation.
 
   .. math::
     P(x) = \sum_i \begin{cases}
@@ -163,7 +167,7 @@ def scad(lam: ArrayLike, gamma: ArrayLike = 3.7) -> _penalty.Penalty:
 
 
 def mcp(lam: ArrayLike, gamma: ArrayLike = 2.0) -> _penalty.Penalty:
-  r"""Minimax concave penalty.
+  r"""Zeros with little shrinking of large weights: the minimax concave penalty.
 
   .. math::
     P(x) = \sum_i \begin{cases}
@@ -234,7 +238,7 @@ def _identity_at_zero_step(prox: Callable[..., jax.Array]) -> Callable[..., jax.
 
 
 def log_penalty(gamma: ArrayLike) -> _penalty.Penalty:
-  r"""Log penalty, between l1 (`gamma -> 0`) and l0 (`gamma -> inf`).
+  r"""Between l1 (`gamma -> 0`) and l0 (`gamma -> inf`): the log penalty.
 
   .. math::
     P(x) = \sum_i \frac{\log(\gamma |x_i| + 1)}{\log(\gamma + 1)}
@@ -280,7 +284,7 @@ def log_penalty(gamma: ArrayLike) -> _penalty.Penalty:
 
 
 def capped_l1(a: ArrayLike) -> _penalty.Penalty:
-  r"""Capped l1.
+  r"""Shrinks small weights as l1 does, and leaves large ones alone: capped l1.
 
   .. math::
     P(x) = \sum_i \min(|x_i|, a)
@@ -318,7 +322,7 @@ def capped_l1(a: ArrayLike) -> _penalty.Penalty:
 
 
 def lp(p: float) -> _penalty.Penalty:
-  r"""The l_p quasi-norm to the power p, for p = 1/2 or p = 2/3.
+  r"""Between l0 and l1, for p = 1/2 or p = 2/3: the l_p quasi-norm to the power p.
 
   .. math::
     P(x) = \sum_i |x_i|^p
@@ -396,7 +400,7 @@ def lp(p: float) -> _penalty.Penalty:
 
 
 def elastic_net(alpha: ArrayLike) -> _penalty.Penalty:
-  r"""l1 plus half the squared l2 norm.
+  r"""l1 plus half the squared l2 norm: keeps correlated inputs together.
 
   .. math::
     P(x) = \sum_i |x_i| + \tfrac{\alpha}{2} x_i^2, \qquad

@@ -42,7 +42,9 @@ def sparsity_schedule(
   initial: float = 0.0,
   power: float = 3.0,
 ) -> optax.Schedule:
-  r"""The ramp of Zhu & Gupta: fast while many weights are of no use, then slowly.
+  r"""The ramp to give to a target sparsity: fast at first, then slowly.
+
+  It is the one of Zhu & Gupta.
 
   .. math::
     s_t = s_f + (s_0 - s_f) \left(1 - \frac{t - t_0}{n}\right)^p
@@ -91,7 +93,7 @@ def target_sparsity(
   bounds: tuple[float, float] = (1e-12, 1e3),
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adapts lam so that a share of the weights becomes zero, whatever the penalty.
+  r"""A share of zeros with any penalty, groups included: adapts lam until it is met.
 
   Before each update it counts the zeros, of u where the transformation carries one and
   of the params otherwise, and moves :math:`\lambda` against the error: that of the

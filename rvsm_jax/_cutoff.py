@@ -11,7 +11,9 @@ from rvsm_jax import _penalty, _validate
 
 
 def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.Array:
-  r"""The step whose proximal map sends to zero what is at most `threshold`.
+  r"""Turns a threshold for the weights into the step, lam / beta in RVSM.
+
+  It is the step whose proximal map sends to zero what is at most `threshold`.
 
   A threshold is easier to choose than a weight of the penalty: it is measured against
   the weights. With :func:`rvsm` the step is :math:`\lambda / \beta`, so that lam is
@@ -49,7 +51,7 @@ def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.A
 
 
 def threshold_for_step(penalty: _penalty.Penalty, step: ArrayLike) -> jax.Array:
-  r"""The largest magnitude that the proximal map with this step sends to zero.
+  r"""Turns a step into the threshold: the largest magnitude that becomes zero.
 
   The inverse of :func:`step_for_threshold`: of :func:`rvsm`, the weights up to
   `threshold_for_step(penalty, lam / beta)` have :math:`u = 0`.

@@ -24,7 +24,7 @@ def lagrangian(
   lam: ArrayLike,
   beta: ArrayLike,
 ) -> jax.Array:
-  r"""The function that RVSM descends.
+  r"""The function that RVSM descends, to plot a training or to check it.
 
   .. math::
     L_\beta(w, u) = f(w) + \lambda P(u) + \tfrac\beta2 \|w - u\|_2^2
@@ -63,7 +63,9 @@ def lagrangian(
 def critical_point_residual(
   grads: optax.Updates, params: optax.Params, u: Any, beta: ArrayLike
 ) -> jax.Array:
-  r"""Norm of the gradient of the Lagrangian in w, zero at a limit point of RVSM.
+  r"""How far RVSM is from a limit point, to see whether it has converged.
+
+  It is the norm of the gradient of the Lagrangian in w.
 
   .. math::
     \| \nabla f(w) + \beta (w - u) \|_2

@@ -82,7 +82,7 @@ def fista(
   max_backtracking_steps: int = 30,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""FISTA: for convex problems, to high precision; an optimizer of its own.
+  r"""For convex problems, to high precision: FISTA, an optimizer of its own.
 
   Minimises :math:`f + \lambda P` for a smooth f of which all data are seen at each
   step: Lasso, sparse logistic regression, group lasso. With y the params,

@@ -88,7 +88,7 @@ def per_group(name: str, value: ArrayLike, x: jax.Array, axes: tuple[int, ...]) 
 def block_soft_threshold(
   x: ArrayLike, gamma: ArrayLike, groups: Groups = "out"
 ) -> jax.Array:
-  r"""Proximal map of the sum of the groups' l2 norms.
+  r"""Sends whole groups to zero: the proximal map of the sum of the groups' l2 norms.
 
   .. math::
     u_g = \max(1 - \gamma / \|x_g\|_2, 0) \; x_g

@@ -20,7 +20,9 @@ from rvsm_jax import (
 def group_lasso(
   groups: _group_thresholds.Groups = "out", weights: ArrayLike | None = None
 ) -> _penalty.Penalty:
-  r"""Sum of the groups' l2 norms; its prox is :func:`block_soft_threshold`.
+  r"""Sends whole neurons, filters or inputs to zero: the sum of the groups' l2 norms.
+
+  Its prox is :func:`block_soft_threshold`.
 
   .. math::
     P(x) = \sum_g w_g \|x_g\|_2
@@ -70,7 +72,7 @@ def group_lasso(
 def sparse_group_lasso(
   mu: ArrayLike, groups: _group_thresholds.Groups = "out"
 ) -> _penalty.Penalty:
-  r"""l1 and group lasso together.
+  r"""Sends neurons to zero, and single weights of those that stay: l1 and group lasso.
 
   .. math::
     P(x) = \mu \|x\|_1 + (1 - \mu) \sum_g \|x_g\|_2
@@ -100,7 +102,9 @@ def sparse_group_lasso(
 def integrated_tl1(
   a: ArrayLike, mu: ArrayLike, groups: _group_thresholds.Groups = "out"
 ) -> _penalty.Penalty:
-  r"""Integrated transformed l1: transformed l1 and group lasso together.
+  r"""Sends neurons to zero, and single weights of those that stay.
+
+  Transformed l1 and group lasso together: integrated transformed l1.
 
   .. math::
     P(x) = \mu \sum_i \rho_a(x_i) + (1 - \mu) \sum_g \|x_g\|_2
@@ -132,7 +136,9 @@ def integrated_tl1(
 
 
 def integrated_tl1_schedule(num_layers: int, s: float) -> tuple[float, ...]:
-  r"""Shares of the transformed l1 term by depth, from s to 1 - s.
+  r"""The `mu` of :func:`integrated_tl1` by depth: neurons first, weights last.
+
+  Shares of the transformed l1 term, from s to 1 - s.
 
   .. math::
     \mu_l = s + (1 - 2s) \frac{l - 1}{L - 1}, \qquad l = 1, \dots, L
@@ -233,7 +239,7 @@ def _exclusive_threshold(rows: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def exclusive_lasso(groups: _group_thresholds.Groups = "out") -> _penalty.Penalty:
-  r"""Exclusive lasso: entries of one group compete with each other.
+  r"""Few weights in each group, and no empty group: entries compete with each other.
 
   .. math::
     P(x) = \tfrac12 \sum_g \|x_g\|_1^2
@@ -281,7 +287,7 @@ def _exclusive_value(
 def exclusive_lasso_one_step(
   groups: _group_thresholds.Groups = "out",
 ) -> _penalty.Penalty:
-  r"""The exclusive lasso with the step that the CGES code takes in place of its prox.
+  r"""The exclusive lasso as the CGES code computes it, to reproduce that paper.
 
   .. math::
     u_g = S_{\gamma \|x_g\|_1}(x_g)
@@ -318,7 +324,7 @@ def exclusive_lasso_one_step(
 def combined_group_exclusive(
   mu: ArrayLike, groups: _group_thresholds.Groups = "out"
 ) -> _penalty.Penalty:
-  r"""Combined group and exclusive sparsity (CGES).
+  r"""Few inputs for each neuron, and neurons that vanish: group and exclusive lasso.
 
   .. math::
     P(x) = \sum_g \tfrac{\mu}{2} \|x_g\|_1^2 + (1 - \mu) \|x_g\|_2

@@ -56,7 +56,7 @@ def natural_order(names: tuple[str, ...]) -> tuple:
 
 
 def kernels(params: optax.Params) -> Any:
-  """Mask of the weight matrices and filters: not biases, scales, embeddings.
+  """The mask for most: weight matrices and filters, not biases, scales, embeddings.
 
   A leaf is selected if it has at least two axes and is not called `bias`, `scale` or
   `embedding`.
@@ -83,7 +83,7 @@ def kernels(params: optax.Params) -> Any:
 
 
 def by_path(regex: str) -> Callable[[optax.Params], Any]:
-  """Mask of the leaves on whose path `regex` is found.
+  """Mask of the leaves whose path matches `regex`, to choose layers by name.
 
   Args:
     regex: searched in the names of the path, joined by "/", such as
@@ -111,7 +111,9 @@ def by_path(regex: str) -> Callable[[optax.Params], Any]:
 
 
 def layer_index(*order: str) -> Callable[[optax.Params], Any]:
-  """Labels each leaf with the depth of its layer, 0 for the first.
+  """Labels each leaf with the depth of its layer, to give layers their own penalty.
+
+  The first layer is 0.
 
   The labels index :func:`integrated_tl1_schedule`, and are what
   `optax.partition` takes.

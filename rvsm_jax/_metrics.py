@@ -45,7 +45,7 @@ def _below(bound: float, x: jax.Array) -> jax.Array:
 
 
 def sparsity(tree: Any, threshold: ArrayLike = 0.0) -> jax.Array:
-  """Share of the entries with magnitude at most `threshold`: of zeros, as it is.
+  """Share of exact zeros, or of entries with magnitude at most `threshold`.
 
   Args:
     tree: a pytree of arrays.
@@ -64,7 +64,7 @@ def sparsity(tree: Any, threshold: ArrayLike = 0.0) -> jax.Array:
 
 
 def sparsity_by_scale(tree: Any, exponents: Sequence[int]) -> jax.Array:
-  r"""Share of the entries with magnitude below :math:`10^{-n}`, for each n.
+  r"""Shares of entries below :math:`10^{-n}`, to compare with papers that count those.
 
   Xue & Xin (2019), table 3.
 
@@ -87,7 +87,7 @@ def sparsity_by_scale(tree: Any, exponents: Sequence[int]) -> jax.Array:
 
 
 def sign_changes(a: Any, b: Any) -> jax.Array:
-  """Number of entries that are positive in one pytree and negative in the other.
+  """How many entries change sign between two pytrees, to see whether they settle.
 
   Args:
     a: a pytree of arrays, such as the initial weights.
@@ -108,7 +108,7 @@ def sign_changes(a: Any, b: Any) -> jax.Array:
 
 
 def neurons_removed(tree: Any) -> jax.Array:
-  """Number of hidden units whose ingoing or outgoing weights are all zero.
+  """How many hidden units are gone: all ingoing or all outgoing weights are zero.
 
   The kernels of `tree` (see :func:`kernels`) are taken as a feed-forward network in
   natural order of their paths: name layers so that this is their depth, or pass a
@@ -152,7 +152,7 @@ def neurons_removed(tree: Any) -> jax.Array:
 
 
 def parameter_ratio(tree: Any) -> jax.Array:
-  """Share of the entries that are not zero.
+  """Share of the entries that are not zero, to report the size of a network.
 
   Args:
     tree: a pytree of arrays.
@@ -170,7 +170,9 @@ def parameter_ratio(tree: Any) -> jax.Array:
 
 
 def flop_ratio(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> float:
-  """Multiplications by non-zero weights over all multiplications by weights.
+  """Share of the multiplications that are left, to report what zeros could save.
+
+  It is the number of multiplications by non-zero weights over that by all weights.
 
   Counted from the jaxpr: every product (matrix product or convolution) counts with
   its multiplications, times the share of non-zero entries of the weights in it.

@@ -7,7 +7,7 @@ from rvsm_jax import _group_thresholds, _penalty, _thresholds
 
 
 def l1_minus_l2() -> _penalty.Penalty:
-  r"""Difference of the l1 and the l2 norm of the whole array.
+  r"""Sparser than l1, on a whole array: the difference of its l1 and its l2 norm.
 
   .. math::
     P(x) = \|x\|_1 - \|x\|_2
@@ -43,7 +43,7 @@ def l1_minus_l2() -> _penalty.Penalty:
 
 
 def nuclear() -> _penalty.Penalty:
-  r"""Nuclear norm: the sum of the singular values.
+  r"""Low rank in place of zeros: the nuclear norm, the sum of the singular values.
 
   .. math::
     P(X) = \sum_i \sigma_i(X), \qquad
@@ -53,9 +53,9 @@ def nuclear() -> _penalty.Penalty:
   last axis (of a Flax kernel: one column per output).
 
   .. note::
-    It is for small matrices on a CPU or GPU: XLA's compiler of TPUs takes more than four
-    minutes for the singular values of a 4096 x 4096 matrix. Leave large ones out by a
-    mask, or take :func:`group_lasso`, which lowers the rank by whole rows or columns.
+    Not for large matrices on a TPU: XLA's compiler takes more than four minutes for the
+    singular values of one of 4096 x 4096. Leave such out by a mask, or take
+    :func:`group_lasso`, which lowers the rank by whole rows or columns.
 
   Returns:
     The penalty. Both functions raise ValueError for arrays of less than two axes.

@@ -210,7 +210,7 @@ def separable(
 
 
 def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:
-  r"""A penalty times a factor: :math:`\lambda P`.
+  r"""A penalty with a weight of its own, :math:`\lambda P`, to build others from.
 
   Args:
     penalty: a penalty.

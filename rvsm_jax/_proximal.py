@@ -52,7 +52,9 @@ def proximal(
   lam: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The proximal step of the proximal gradient method; last in a chain.
+  r"""Zeros in the weights of the model itself, after SGD; last in a chain.
+
+  It is the proximal step of the proximal gradient method.
 
   With d the updates of the optimizer in front, the new weights are
 
@@ -165,7 +167,7 @@ def proximal_sgd(
   nesterov: bool = False,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """`optax.sgd` followed by :func:`proximal`, with one learning rate.
+  """The short way to :func:`proximal` after `optax.sgd`: one learning rate for both.
 
   Args:
     learning_rate: see :func:`proximal`.
@@ -198,7 +200,9 @@ def proximal_adam(
   eps: ArrayLike = 1e-8,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adam with a proximal step in its own diagonal metric; an optimizer of its own.
+  r"""Zeros in the weights of the model itself, with Adam; an optimizer of its own.
+
+  Adam with a proximal step in its own diagonal metric.
 
   With Adam's bias-corrected moments :math:`\hat m, \hat v` of the gradients and its
   step :math:`s = \eta / (\sqrt{\hat v} + \varepsilon)` for each coordinate,
@@ -329,7 +333,9 @@ def add_penalty_gradient(
   lam: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adds the gradient of :math:`\lambda P` to the gradients; before the optimizer.
+  r"""The baseline of most papers, to compare with: it makes no exact zeros.
+
+  Adds the gradient of :math:`\lambda P` to the gradients; before the optimizer.
 
   The plain baseline: gradient descent on the penalised loss, which makes weights
   small but, unlike a proximal step, never zero. At zero the gradient of every

@@ -39,7 +39,9 @@ def rvsm(
   u_dtype: DTypeLike | None = None,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The relaxed variable splitting method; last in a chain.
+  r"""Dense weights w and sparse ones u in one training; last in a chain.
+
+  It is the relaxed variable splitting method.
 
   Adds to the updates d of the optimizer in front the pull of the weights w towards
   u, outside its momentum and scaling as decoupled weight decay is, and takes the
@@ -219,7 +221,7 @@ def rvsm_sgd(
   u_dtype: DTypeLike | None = None,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """`optax.sgd` followed by :func:`rvsm`, with one learning rate.
+  """The short way to :func:`rvsm` after `optax.sgd`: one learning rate for both.
 
   Args:
     learning_rate: see :func:`rvsm`.

@@ -10,7 +10,9 @@ from rvsm_jax import _metrics, _penalty, _ranking, _thresholds, _validate
 
 
 def nonnegative() -> _penalty.Penalty:
-  r"""Indicator of :math:`x \ge 0`; its prox is the projection, for any step > 0.
+  r"""Keeps weights from being negative: the indicator of :math:`x \ge 0`.
+
+  Its prox is the projection, for any step > 0.
 
   Returns:
     The penalty.
@@ -34,7 +36,9 @@ def nonnegative() -> _penalty.Penalty:
 def cardinality(
   sparsity: ArrayLike, *, scope: Literal["leaf", "all"] = "leaf"
 ) -> _penalty.Penalty:
-  r"""Indicator of arrays of which at least the share `sparsity` is zero.
+  r"""A share of zeros in place of a weight lam: keeps the largest magnitudes.
+
+  Indicator of arrays of which at least the share `sparsity` is zero.
 
   Its prox, for any step > 0, keeps the entries of largest magnitude and drops
   exactly :math:`\lceil sparsity \cdot n \rceil`: a target sparsity in place of a
@@ -100,7 +104,7 @@ def cardinality(
 
 
 def nm_sparsity(n: int, m: int, axis: int = -2) -> _penalty.Penalty:
-  r"""Indicator of at most n entries of any m that follow each other along an axis.
+  r"""For 2:4 and its kin: at most n non-zero entries of every m along an axis.
 
   N:M sparsity, 2:4 for one. Its prox, for any step > 0, keeps the n largest
   magnitudes of each m and drops the others; of equal magnitudes the first are kept.

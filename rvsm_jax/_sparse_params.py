@@ -13,7 +13,9 @@ def _is_carrier(node: Any) -> bool:
 
 
 def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-  """The params with every leaf that has an auxiliary u replaced by it.
+  """The sparse network, to evaluate, save or export: call it after training.
+
+  The params with every leaf that has an auxiliary u replaced by it.
 
   One line of evaluation code for every algorithm: where the params are the sparse
   network themselves, as with :func:`proximal`, they are what it returns.

@@ -39,7 +39,9 @@ def straight_through(
   step: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Trains dense latent weights by gradients at their sparse image, the params.
+  r"""For the last half point at 98% zeros and more: gradients at the sparse weights.
+
+  They move dense, latent weights, whose sparse image the params are.
 
   It wraps the optimizer. The latent weights v are in the state, and the params of the
   model are the sparse network :math:`u`, at which the gradient is taken:

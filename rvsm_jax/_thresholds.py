@@ -128,7 +128,7 @@ def implicit_derivative(
 
 @in_one_precision
 def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
-  r"""Proximal map of the l0 penalty: keeps entries above :math:`\sqrt{2\gamma}`.
+  r"""The proximal map of l0 on its own: keeps entries above :math:`\sqrt{2\gamma}`.
 
   .. math::
     H_\gamma(x) = 0 \text{ if } |x| \le \sqrt{2\gamma}, \text{ else } x
@@ -155,7 +155,7 @@ def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
 
 @in_one_precision
 def soft_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
-  r"""Proximal map of the l1 penalty.
+  r"""The proximal map of l1 on its own: moves entries towards zero, by gamma at most.
 
   .. math::
     S_\gamma(x) = \mathrm{sgn}(x) \max(|x| - \gamma, 0)
@@ -281,7 +281,7 @@ def _transformed_l1(x: jax.Array, gamma: jax.Array, a: jax.Array) -> jax.Array:
 
 
 def transformed_l1_threshold(x: ArrayLike, gamma: ArrayLike, a: ArrayLike) -> jax.Array:
-  r"""Proximal map of the transformed l1 penalty, in closed form.
+  r"""The proximal map of transformed l1 on its own, in closed form.
 
   .. math::
     T_\gamma(x) = 0 \text{ if } |x| \le t, \text{ else }

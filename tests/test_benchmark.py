@@ -11,8 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmark as command
-from experiments.benchmark import maps, report, steps, subjects
+from experiments import benchmark
 from experiments.core import results, timing
 
 
@@ -51,46 +50,46 @@ def test_repeated_feeds_the_result_back():
   [("ResNet-18", 11_173_962), ("dense layer", 692_224), ("curves CNN", 711_426)],
 )
 def test_trees_have_the_sizes_they_are_named_for(tree: str, size: int):
-  assert subjects.count(subjects.TREES[tree]()) == size
+  assert benchmark.count(benchmark.TREES[tree]()) == size
 
 
-@pytest.mark.parametrize("name", subjects.SUBJECTS)
+@pytest.mark.parametrize("name", benchmark.SUBJECTS)
 def test_least_bytes_are_those_of_params_gradients_and_state(name: str):
   """What is read and written once; what norms and counts are taken of is read twice."""
-  subject = subjects.SUBJECTS[name]
+  subject = benchmark.SUBJECTS[name]
   params = {"kernel": jax.ShapeDtypeStruct((64, 32), "float32")}
   state = jax.eval_shape(subject.make().init, params)
   kept = sum(leaf.shape == (64, 32) for leaf in jax.tree.leaves(state))
   norms, counts = "group" in name or "integrated" in name, "target" in name
   twice = 2 * norms + counts
-  assert subjects.least_bytes(subject) == 4 * (3 + 2 * kept + twice)
+  assert subject.least_bytes == 4 * (3 + 2 * kept + twice)
 
 
 def test_a_small_run(monkeypatch: pytest.MonkeyPatch):
-  few = {name: maps.PENALTIES[name] for name in ("soft (l1)", "TL1")}
-  monkeypatch.setattr(maps, "PENALTIES", few)
+  few = {name: benchmark.PENALTIES[name] for name in ("soft (l1)", "TL1")}
+  monkeypatch.setattr(benchmark, "PENALTIES", few)
   config = dataclasses.replace(
-    command.QUICK,
+    benchmark.QUICK,
     parts=("updates", "maps"),
     optimizers=("sgd", "rvsm l0", "proximal l1"),
     pairs=3,
     map_size=2**12,
   )
-  result = json.loads(json.dumps(command.measure(config, torch=False)))
+  result = json.loads(json.dumps(benchmark.measure(config, torch=False)))
   rows = result["updates"]["dense layer"]["rows"]
   assert rows["rvsm l0"]["state_bytes"] == pytest.approx(4, abs=0.1)
   assert rows["proximal l1"]["state_bytes"] == pytest.approx(0, abs=0.1)
   assert rows["proximal l1"]["temporary_bytes"] == pytest.approx(0, abs=0.1)
   assert all(row["ratio"] > 0 for row in rows.values())
   full = results.result("benchmark", config, 1.0, command="python", **result)
-  text = report.markdown(full)
+  text = benchmark.markdown(full)
   assert re.search(r"\| rvsm l0 +\| +\d+\.\d\d \|", text)
   assert "PyTorch" not in text
   assert re.search(r"\| TL1 +\| +\d+\.\d\d \|", text)
 
 
 def test_training_step_is_that_of_the_optimizer():
-  run = steps.runner("proximal TL1", 1)
+  run = benchmark.step_runner("proximal TL1", 1)
   before = jax.tree.map(np.asarray, run._state[0])
   run()
   after = jax.tree.map(np.asarray, run._state[0])
@@ -102,4 +101,4 @@ def test_training_step_is_that_of_the_optimizer():
 def test_torch_is_optional(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setitem(__import__("sys").modules, "torch", None)
   with pytest.raises(ModuleNotFoundError, match="pip install torch"):
-    steps.measure_torch(1, 1, "wall")
+    benchmark.measure_torch(1, 1, "wall")

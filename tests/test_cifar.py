@@ -458,6 +458,7 @@ def _trained(devices, config, steps=3, scan=False):
   return state, network, mesh
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_scan_of_batches_find_the_numbers_of_one(tiny):
   config = configs.Config(_row(), SMALL)
   alone, network, mesh = _trained(_one_device(), config)
@@ -498,6 +499,7 @@ def test_statistics_are_recalibrated_to_other_weights(tiny):
   np.testing.assert_allclose(norm["var"][...], x.var((0, 1, 2)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_w_is_overwritten_as_in_the_authors_code(tiny):
   state = _trained(_one_device(), configs.Config(_row(), SMALL), steps=1)[0]
   u = state.sparse
@@ -511,6 +513,7 @@ def test_w_is_overwritten_as_in_the_authors_code(tiny):
   assert str(counts[0]) == str(counts[1])
 
 
+@pytest.mark.slow
 def test_a_row_is_trained_and_measured(tiny, fake_data, tmp_path):
   settings = dataclasses.replace(SMALL, overwrite_w_each_epoch=True)
   config = configs.Config(_row(), settings)

@@ -176,6 +176,7 @@ def test_what_breaks_first_outside():
   assert report.first_broken(scans["k"], "C > 0") == "–"
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path, monkeypatch):
   # All penalties are tested above; here it is the report.
   monkeypatch.setattr(studies, "PENALTIES", {"l1": studies.PENALTIES["l1"]})

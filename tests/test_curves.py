@@ -78,6 +78,7 @@ def test_the_network_has_the_papers_weights():
   }
 
 
+@pytest.mark.slow
 def test_feature_maps_shrink_as_in_the_paper():
   model = CurvesCNN(rngs=nnx.Rngs(0))
   x, shapes = jnp.zeros((2, 100, 100, 1)), []
@@ -266,6 +267,7 @@ def test_sign_changes_are_counted_for_each_convolution():
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_a_result_says_what_came_out_and_how(micro):
   result, _ = micro
   assert result["config"]["seed"] == MICRO.seed
@@ -313,6 +315,7 @@ def test_validation_images_are_not_trained_on(fake_data):
 # --- the command line and what it writes ---
 
 
+@pytest.mark.slow
 def test_quick_writes_table_and_figures(fake_data, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(command, "_QUICK_IMAGES", 16)
   monkeypatch.setattr(backend, "reuse_freed_memory", lambda: None)

@@ -35,6 +35,7 @@ def _points(kind):
   return [dataclasses.replace(point, **change) for change in changes]
 
 
+@pytest.mark.slow
 def test_a_point_of_a_path_is_a_training_of_its_own(no_test_set, tmp_path):
   points = _points("transformed_l1")
   ours = path.train_path(points, tmp_path)
@@ -56,6 +57,7 @@ def test_a_point_of_a_path_is_a_training_of_its_own(no_test_set, tmp_path):
     np.testing.assert_allclose(found, zeros, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_path_goes_on_where_it_stopped(no_test_set, tmp_path, monkeypatch):
   points = _points("l0")
   first = path.train_path(points[:1], tmp_path)
@@ -65,6 +67,7 @@ def test_a_path_goes_on_where_it_stopped(no_test_set, tmp_path, monkeypatch):
   assert path.train_path(points, tmp_path) == both
 
 
+@pytest.mark.slow
 def test_overwriting_makes_w_equal_to_u_at_the_end_of_every_epoch(
   monkeypatch, tmp_path
 ):

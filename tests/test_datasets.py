@@ -101,6 +101,7 @@ class TestBothSets:
     distance = [((test - mean) ** 2).sum(axis=(1, 2)) for mean in means]
     assert np.mean((distance[1] < distance[0]) == test_labels) <= 0.56
 
+  @pytest.mark.slow
   def test_local_patterns_tell(self, both):
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     assert score(model, local_patterns, both) >= 0.9

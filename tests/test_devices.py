@@ -142,6 +142,7 @@ def test_the_training_makes_some_weights_zero(name):
     *((name, AxisType.Explicit) for name in ONE_OF_EACH),
   ],
 )
+@pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(name, axis_type):
   mesh = grid((4, 2), axis_type)
   got = train(mesh, name)
@@ -322,6 +323,7 @@ def trained_by_two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_device(name, trained_by_two_processes):
   with np.load(trained_by_two_processes / f"params {name}.npz") as found:
     for key, tree in on_one_device(name).items():

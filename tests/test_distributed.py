@@ -33,6 +33,7 @@ def train(config, count, data, run):
   return result["final"], export.load(run / "network.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run_that_one_goes_on_with(data, tmp_path):
   config = distributed.Config(**SMALL)
   size = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -62,6 +63,7 @@ def test_two_processes_share_a_run_that_one_goes_on_with(data, tmp_path):
     train(other, 1, data, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(data, tmp_path):
   config = distributed.Config("proximal", **SMALL)
   (_, expected), (_, got) = (

@@ -14,6 +14,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
   page for page in DOCS.glob("**/*.md") if "_build" not in page.relative_to(DOCS).parts
 )
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 BLOCK = re.compile(
   r"^ *```python\n(?P<code>.*?)^ *```$(?:\n+ *```text\n(?P<output>.*?)^ *```$)?",
   flags=re.DOTALL | re.MULTILINE,
@@ -33,6 +34,7 @@ def without_numbers(text: str) -> str:
 def site(tmp_path_factory):
   """The built site, with warnings as errors and every reference checked."""
   build = pytest.importorskip("sphinx.cmd.build")
+  pytest.importorskip("myst_nb")
   out = tmp_path_factory.mktemp("site")
   options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
   options += ["--doctree-dir", str(tmp_path_factory.mktemp("doctrees"))]
@@ -76,6 +78,7 @@ def test_links_to_files_lead_somewhere(page):
   [page for page in PAGES if BLOCK.search(read(page))],
   ids=lambda page: str(page.relative_to(DOCS)),
 )
+@pytest.mark.slow
 def test_python_blocks_run_and_print_what_the_page_says(
   page, capsys, monkeypatch, tmp_path
 ):

@@ -463,6 +463,7 @@ def _contents(directory):
   return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+@pytest.mark.slow
 def test_training_on_pictures_and_applying_what_came_out(folder, tmp_path, capsys):
   run = tmp_path / "my run"
   options = ["--images", folder, "--output", run, "--epochs", 1, "--threshold", 0.02]

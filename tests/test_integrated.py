@@ -163,6 +163,7 @@ class TestNetwork:
       np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
   @pytest.mark.parametrize("shape", [(12, 14, 1), (11, 10, 3), (8, 8, 1)])
+  @pytest.mark.slow
   def test_fused_pooling_is_the_same_function(self, shape):
     def loss(fused):
       model = CNN(shape, (4, 6), (0, 1), (5,), fused=fused, rngs=nnx.Rngs(0))
@@ -260,6 +261,7 @@ class TestTraining:
       trainer.train(train.Point(0.5, 0.1, seed), final, order)
     assert trainer.whole._cache_size() == 1
 
+  @pytest.mark.slow
   def test_all_at_once_is_the_same(self, trainer, trained):
     points, split, order, expected = trained
     for (params, history), (other, others) in zip(
@@ -269,6 +271,7 @@ class TestTraining:
         np.testing.assert_allclose(one, two, atol=1e-4)
       np.testing.assert_allclose(history["accuracy"], others["accuracy"], atol=0.05)
 
+  @pytest.mark.slow
   def test_by_single_steps_is_the_same(self, trainer, trained, tmp_path):
     points, split, order, expected = trained
     params, history = trainer.train_resumably(points[0], split, order, tmp_path, 0.0)
@@ -534,6 +537,7 @@ def untrained(trainings, point, split, order):
 
 
 class TestCommand:
+  @pytest.mark.slow
   def test_from_the_data_to_tables_and_figures(self, data, tmp_path, monkeypatch):
     problem = dataclasses.replace(SMALL, lams=(1e-2, 0.2), shapes=(0.1,))
     monkeypatch.setitem(configs.PROBLEMS, "digits", problem)

@@ -270,7 +270,9 @@ def without_hyperparams(state):
   )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 @with_invariant("inject")
 def test_injected_is_equal(case, dtype):
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)

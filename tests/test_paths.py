@@ -99,15 +99,16 @@ class TestExperiment:
   def small(self, tmp_path_factory):
     for module in ("flax", "matplotlib", "tensorflow_datasets", "tyro"):
       pytest.importorskip(module)
-    from experiments.paths import train
+    from experiments import paths as train
 
     config = train.Config(
       hidden=8, epochs=1, long_epochs=2, points=3, seeds=2, rounds=1
     )
     return config, train.load_data(tmp_path_factory.mktemp("data"))
 
+  @pytest.mark.slow
   def test_the_ways_agree(self, small):
-    from experiments.paths import train
+    from experiments import paths as train
 
     config, data = small
     traces = []
@@ -132,7 +133,7 @@ class TestExperiment:
       assert loop["zeros"][0] < loop["zeros"][-1]
 
   def test_a_loop_on_cpu_unless_told(self, small, monkeypatch):
-    from experiments.paths import train
+    from experiments import paths as train
 
     assert not train.uses_vmap(None)
     assert train.uses_vmap(True)
@@ -140,6 +141,7 @@ class TestExperiment:
     assert train.uses_vmap(None)
     assert not train.uses_vmap(False)
 
+  @pytest.mark.slow
   def test_the_command_writes_result_table_and_figure(
     self, small, monkeypatch, tmp_path
   ):
@@ -147,9 +149,9 @@ class TestExperiment:
     from experiments.core import cli, results
 
     config, data = small
-    monkeypatch.setattr(command.train, "load_data", lambda data_dir: data)
+    monkeypatch.setattr(command, "load_data", lambda data_dir: data)
     # The ways are timed above; here it is the report.
-    monkeypatch.setattr(command.train, "METHODS", command.train.METHODS[:1])
+    monkeypatch.setattr(command, "METHODS", command.METHODS[:1])
     command.main(config, cli.Places(output=tmp_path / "run", results=tmp_path))
     result = results.read(tmp_path / "paths.json")
     assert result["config"] == dataclasses.asdict(config)

@@ -104,6 +104,7 @@ print(rvsm_jax.__file__, rvsm_jax.__version__)
 """
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_trains_away_from_the_sources(dist, tmp_path):
   site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
   elsewhere.mkdir()

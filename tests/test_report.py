@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import report
+from experiments import report, summary
 from experiments.core import results
 
 RESULTS = results.DIRECTORY
@@ -42,3 +42,8 @@ def test_all_of_it_is_rebuilt_by_one_command(tmp_path, capsys):
     rebuilt = tmp_path / "convergence" / name
     committed = pathlib.Path(RESULTS, "convergence", name)
     assert rebuilt.read_bytes() == committed.read_bytes()
+
+
+def test_the_summary_is_that_of_the_committed_results():
+  written = (RESULTS / "summary.md").read_text(encoding="utf-8")
+  assert summary.markdown(RESULTS) == written, "python -m experiments report"

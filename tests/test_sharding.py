@@ -74,21 +74,31 @@ def test_explicit_mesh_every_penalty(case):
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@with_invariant("sharding", "mask")
-def test_explicit_mesh_every_transformation(case):
+def check_explicit_mesh(case, compiled):
   tx = case.make(penalty=rvsm_jax.group_lasso("out"), mask=rvsm_jax.kernels)
   grid = mesh(AxisType.Explicit)
   with jax.set_mesh(grid):
     params = place(arrays(0), grid, jnp.bfloat16)
     grads = place(arrays(1), grid, jnp.bfloat16)
     types = jax.tree.map(jax.typeof, params)
-    state = jax.jit(tx.init)(params)
-    state_types = jax.tree.map(jax.typeof, state)
-    assert jax.tree.map(jax.typeof, tx.init(params)) == state_types
-    for update in (tx.update, jax.jit(tx.update)):
-      updates, new_state = update(grads, state, params, **case.extra(params, grads))
-      assert jax.tree.map(jax.typeof, updates) == types
-      assert jax.tree.map(jax.typeof, new_state) == state_types
+    init, update = compiled(tx.init), compiled(tx.update)
+    state = init(params)
+    updates, new_state = update(grads, state, params, **case.extra(params, grads))
+    assert jax.tree.map(jax.typeof, updates) == types
+    return jax.tree.map(jax.typeof, state), jax.tree.map(jax.typeof, new_state)
+
+
+@with_invariant("sharding", "mask")
+def test_explicit_mesh_every_transformation(case):
+  before, after = check_explicit_mesh(case, jax.jit)
+  assert after == before
+
+
+@pytest.mark.slow
+@with_invariant("sharding", "mask")
+def test_explicit_mesh_without_jit(case):
+  before, after = check_explicit_mesh(case, lambda function: function)
+  assert after == before == check_explicit_mesh(case, jax.jit)[0]
 
 
 def test_a_group_that_is_spread_over_devices_has_one_norm():

@@ -37,12 +37,6 @@ def table(monkeypatch, name, contents):
   monkeypatch.setitem(tabular.TABLES, name, small)
   one = dataclasses.replace(datasets.SETS[name], splits=sizes)
   monkeypatch.setitem(datasets.SETS, name, one)
-  from experiments.datasets import builders
-
-  (kind,) = (
-    kind for kind in builders._TableBuilder.__subclasses__() if kind.TABLE.name == name
-  )
-  monkeypatch.setattr(kind, "TABLE", small)
   return parsed
 
 
@@ -198,17 +192,14 @@ class TestMnist:
   def source(self, monkeypatch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
     labels = np.arange(7, dtype=np.uint8)
-    for part, header, values in (
-      ("images", 16, images),
-      ("labels", 8, labels),
-    ):
+    checksums = dict(zip(mnist._NAMES, mnist.CHECKSUMS["mnist"], strict=True))
+    arrays = (images, labels)
+    for (name, header), values in zip(mnist.FILES["test"].items(), arrays, strict=True):
       content = gzip.compress(bytes(header) + values.tobytes())
-      name = mnist.original("mnist", "test", part).name
       (tmp_path / "mnist").mkdir(exist_ok=True)
       (tmp_path / "mnist" / name).write_bytes(content)
-      monkeypatch.setitem(
-        mnist._CHECKSUMS["mnist"]["test"], part, _original.sha256(content)
-      )
+      checksums[name] = _original.sha256(content)
+    monkeypatch.setitem(mnist.CHECKSUMS, "mnist", list(checksums.values()))
     return tmp_path, images, labels
 
   def test_reads_the_original_files(self, source):
@@ -233,12 +224,10 @@ class TestMnist:
   def test_checksums_are_those_that_tfds_registers(self):
     tfds = pytest.importorskip("tensorflow_datasets")
     root = pathlib.Path(tfds.__file__).parent / "url_checksums"
-    for name, splits in mnist._CHECKSUMS.items():
+    for name, checksums in mnist.CHECKSUMS.items():
       lines = (root / f"{name}.txt").read_text().splitlines()
       registered = {line.split("\t")[3]: line.split("\t")[2] for line in lines}
-      for split, parts in splits.items():
-        for part, checksum in parts.items():
-          assert registered[mnist.original(name, split, part).name] == checksum
+      assert [registered[file] for file in mnist._NAMES] == checksums
 
   def test_without_source_or_tensorflow_it_says_what_to_do(self, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

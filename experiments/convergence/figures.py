@@ -14,12 +14,7 @@ _COLORS = {"l1": plots.BLUE, "l0": plots.ORANGE, "TL1": plots.GREEN}
 
 
 def draw_descent(path: pathlib.Path, found: Mapping[str, Any]) -> None:
-  """Lagrangian and angle over the steps, and the cycle of the printed ordering.
-
-  Args:
-    path: of the PNG.
-    found: of `studies.descent`.
-  """
+  """Lagrangian and angle over the steps, and the cycle of the printed ordering."""
   with plots.figure(path, columns=3) as axes:
     energy, turn, cycle = axes[0]
     for penalty, traces in found["penalties"].items():
@@ -69,12 +64,7 @@ def draw_error(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_shrinkage(path: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-  """The limits against w*, entry by entry, with the curve of equation (12).
-
-  Args:
-    path: of the PNG.
-    found: `studies.shrinkage` of each penalty.
-  """
+  """The limits against w*, entry by entry, with the curve of equation (12)."""
   with plots.figure(path, columns=len(found), width=4.0, height=3.9) as axes:
     for panel, (name, limit) in zip(axes[0], found.items(), strict=True):
       final_w, final_u, target = (np.array(limit[key]) for key in ("w", "u", "target"))
@@ -100,12 +90,7 @@ def draw_shrinkage(path: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -
 
 
 def draw_outside(path: pathlib.Path, scans: Mapping[str, Mapping[str, Any]]) -> None:
-  """Shares of the runs that break a claim as one condition is left at a time.
-
-  Args:
-    path: of the PNG.
-    scans: `studies.outside` of each penalty.
-  """
+  """Shares of the runs that break a claim as one condition is left at a time."""
   columns = [scan for scan in studies.SCANS if scan != "k"]
   with plots.figure(path, len(scans), len(columns), width=3.7, height=2.3) as axes:
     for line, (penalty, found) in zip(axes, scans.items(), strict=True):

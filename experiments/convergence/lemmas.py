@@ -9,12 +9,7 @@ from experiments.convergence.problem import Number
 
 
 def check(samples: int, seed: int) -> dict[str, float]:
-  """Loss, gradient, critical points and curvature; the worst over k = 2, 5, 20.
-
-  Args:
-    samples: inputs of the Monte Carlo.
-    seed: of points, targets and inputs.
-  """
+  """Loss, gradient, critical points and curvature; the worst over k = 2, 5, 20."""
   rng = np.random.default_rng((seed, 3))
   parts = [_of_patches(rng, k, samples, seed) for k in (2.0, 5.0, 20.0)]
   pole = jnp.array([1.0, 0.0])
@@ -80,11 +75,7 @@ def _of_patches(
 def monte_carlo(
   w: jax.Array, target: jax.Array, k: int, samples: int, seed: int
 ) -> float:
-  """Loss and gradient of the real network on Gaussian patches against (5), (13).
-
-  Returns:
-    The largest deviation, in standard errors.
-  """
+  """Loss and gradient of the real network on Gaussian patches against (5), (13)."""
   patches = jax.random.normal(
     jax.random.key(seed), (samples, k, len(target)), jnp.float64
   )

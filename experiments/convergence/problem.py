@@ -15,15 +15,7 @@ Number = Any
 
 
 def network(w: jax.Array, patches: jax.Array) -> jax.Array:
-  """Output of the network for one input: the mean of its hidden units.
-
-  Args:
-    w: the shared weight, (d,).
-    patches: the disjoint parts of the input, (k, d).
-
-  Returns:
-    A scalar.
-  """
+  """Output of the network for one input: the mean of its hidden units."""
   return jnp.mean(jax.nn.relu(patches @ w))
 
 
@@ -41,14 +33,6 @@ def population_loss(w: jax.Array, target: jax.Array, k: Number) -> jax.Array:
       - 2 b \|w\| \|w^*\|], \quad b = \frac{k^2 - k}{2\pi}, \; a = b + \frac k2
 
   with g of Lemma 1.
-
-  Args:
-    w: weight, (d,).
-    target: the true weight, (d,).
-    k: number of patches.
-
-  Returns:
-    A scalar.
   """
   b = (k * k - k) / (2 * jnp.pi)
   a = b + k / 2

@@ -84,18 +84,7 @@ class Runs(NamedTuple):
 def draw(
   rng: np.random.Generator, d: int, theta: Number, norm: Number, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Starts of given norms, and at given angles to targets uniform on the sphere.
-
-  Args:
-    rng: where the numbers come from.
-    d: dimension, at least 2.
-    theta: angles, a number or (n,).
-    norm: norms of the starts, a number or (n,).
-    n: how many.
-
-  Returns:
-    The starts and the targets, (n, d) each.
-  """
+  """Starts of given norms, at given angles to targets uniform on the sphere; both."""
   target, other = rng.normal(size=(2, n, d))
   target /= np.linalg.norm(target, axis=1, keepdims=True)
   other -= np.sum(other * target, axis=1, keepdims=True) * target
@@ -113,16 +102,7 @@ def simulate(
   ordering: str = "gauss_seidel",
   steps: int = 2000,
 ) -> Runs:
-  """Runs RVSM from each start.
-
-  Args:
-    setting: the parameters, (n,) each.
-    start: w_0, (n, d).
-    target: w*, (n, d).
-    penalty: the penalty.
-    ordering: of `rvsm_jax.rvsm`.
-    steps: how many.
-  """
+  """Runs RVSM from each start."""
   setting = Setting(*(np.asarray(x, np.float64) for x in setting))
   out = _simulate(setting, start, target, penalty, ordering, steps)
   return Runs(setting, target, *jax.tree.map(np.asarray, out))

@@ -13,14 +13,7 @@ from experiments.core import backend
 
 
 def pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
-  """Processes that end with this one; of several on CPU each has one thread.
-
-  Args:
-    jobs: how many.
-
-  Raises:
-    ValueError: if that is not positive.
-  """
+  """Processes that end with this one; of several on CPU each has one thread."""
   if jobs < 1:
     raise ValueError(f"jobs must be positive, got {jobs}.")
   return concurrent.futures.ProcessPoolExecutor(

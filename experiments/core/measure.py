@@ -41,14 +41,8 @@ def find_gap(weights: NDArray[np.floating]) -> Gap | None:
   """The gap of a layer between the weights that do not matter and those that do.
 
   It is the emptiest decade: of all (m, 10 m] with at least half of the weights
-  below and at least 0.01% above, that with the fewest weights. Magnitudes below
-  1e-10, the finest scale of Xue & Xin, count as 1e-10.
-
-  Args:
-    weights: any shape.
-
-  Returns:
-    The gap, or None if the emptiest decade has more than 1% of the weights.
+  below and at least 0.01% above, that with the fewest weights; None if those are more
+  than 1%. Magnitudes below 1e-10, the finest scale of Xue & Xin, count as 1e-10.
   """
   magnitudes = np.sort(np.maximum(np.abs(weights, dtype=np.float64).ravel(), _FLOOR))
   size = magnitudes.size

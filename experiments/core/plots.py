@@ -51,14 +51,9 @@ def figure(
   width: float = 4.6,
   height: float = 3.4,
 ) -> Iterator[np.ndarray]:
-  """Yields (rows, columns) axes to draw on, and writes them as a PNG.
+  """Yields (rows, columns) axes to draw on, each so large in inches; writes a PNG.
 
-  Args:
-    path: of the PNG; the same drawing gives the same bytes.
-    rows: of axes.
-    columns: of axes.
-    width: of one of them, in inches.
-    height: of one of them, in inches.
+  The same drawing gives the same bytes.
   """
   with matplotlib.rc_context(_STYLE):
     drawing = Figure((width * columns, height * rows), layout="constrained")

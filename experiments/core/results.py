@@ -108,9 +108,7 @@ def environment() -> dict[str, Any]:
       "backend": jax.default_backend(),
       "devices": [device.device_kind for device in jax.devices()],
       "processor": _processor(),
-      "cores": len(os.sched_getaffinity(0))
-      if hasattr(os, "sched_getaffinity")
-      else os.cpu_count(),
+      "cores": cores(),
       "platform": platform.platform(),
     },
     "git_revision": _git_revision(),
@@ -143,6 +141,13 @@ def footer(found: Sequence[Mapping[str, Any]]) -> str:
   revisions = ", ".join(sorted({str(one["git_revision"]) for one in found}))
   took = f"Time: {time} on {machines}" if seconds else f"On {machines}"
   return f"{took}; {versions}; revision {revisions}."
+
+
+def cores() -> int:
+  """How many processors this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _processor() -> str:

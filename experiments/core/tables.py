@@ -1,6 +1,7 @@
 """Markdown tables and the numbers in them, the same for all experiments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 
 def percent(share: float | None, decimals: int = 2) -> str:
@@ -29,3 +30,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
   rule = [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])]
   return "\n".join(map(line, [header, rule, *rows]))
+
+
+def of_rows(
+  columns: Mapping[str, str | Callable[[Any], str]], rows: Iterable[Mapping[str, Any]]
+) -> str:
+  """A table of rows; by the header of each column the format, or function, of a row."""
+  kinds = columns.values()
+  cells = [
+    [kind.format(**row) if isinstance(kind, str) else kind(row) for kind in kinds]
+    for row in rows
+  ]
+  return table([*columns], cells)

@@ -57,10 +57,7 @@ def plain_forward(graph: nnx.GraphDef) -> Forward:
 def cropped(images: jax.Array, corners: jax.Array, margin: int) -> jax.Array:
   """Windows of images (n, h, w, c) of their own size, out of a margin of zeros.
 
-  Args:
-    images: of any dtype.
-    corners: of the windows, (n, 2), from 0 to twice the margin.
-    margin: at each side.
+  Their `corners`, (n, 2), are from 0 to twice the margin.
   """
   around = (margin, margin)
   padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
@@ -109,10 +106,6 @@ def _count_not_finite(tree: Any) -> jax.Array:
 
 def require_finite(numbers: Any, what: str) -> None:
   """Stops a training that diverged before its numbers are saved or reported.
-
-  Args:
-    numbers: a pytree.
-    what: whose numbers these are.
 
   Raises:
     FloatingPointError: if one is infinite or not a number.
@@ -413,13 +406,7 @@ def networks_metrics(
 ) -> tuple[
   Callable[[TrainState], dict[str, float]], Callable[[TrainState], dict[str, float]]
 ]:
-  """What `fit` measures after each epoch, and while it trains.
-
-  Args:
-    evaluate: from params and what else there is to loss and accuracy.
-    zeros: the share of zeros that is shown.
-    splits: whether there is a u.
-  """
+  """What `fit` measures after each epoch, and while it trains."""
   zeros = jax.jit(zeros)
 
   def live(state: TrainState) -> dict[str, float]:

@@ -29,13 +29,6 @@ def final(
 ) -> dict[str, Any]:
   """All that is reported of a trained network.
 
-  Args:
-    initial: the params before training.
-    params: the params w.
-    sparse: the params with u in place of w; None if there is no u.
-    evaluate: from params to loss and accuracy.
-    evaluate_unseen: the same on letters of a font that training never saw.
-
   Returns:
     What `measure.final` has, of the dense layer. "unseen_font": the "accuracy" in a
     font never seen. "w_below_normalized": as "w_below", of w divided by its l2 norm.
@@ -70,10 +63,6 @@ def temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> fl
 
   It minimises the cross entropy (Guo et al. 2017), and takes back the certainty that
   training to a loss of zero leaves.
-
-  Args:
-    logits: (n, classes).
-    labels: (n,).
   """
 
   def loss(inverse: float) -> float:

@@ -136,15 +136,7 @@ def _digest(
 def load(
   root: pathlib.Path, digest: str
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int32]]]:
-  """Images (n, 100, 100, 1) and labels (n,), in a fixed shuffled order.
-
-  Args:
-    root: the folder; see `find`.
-    digest: of its contents, which the caller has just found.
-
-  Returns:
-    For "train" and "test", what `datasets.load` returns for a split.
-  """
+  """Images (n, 100, 100, 1) and labels (n,), in a fixed shuffled order."""
   folder = find(root)
   if folder.digest != digest:
     raise ValueError(f"The pictures in {root} have changed since they were listed.")
@@ -223,11 +215,7 @@ def _reduced(image: Image.Image) -> Grey:
 
 
 def find_ink(grey: Grey) -> Mask:
-  """Where the ink is, with a longer side of 1000 pixels; nowhere if there is none.
-
-  Args:
-    grey: (height, width), in any unit of brightness.
-  """
+  """Where the ink is, with a longer side of 1000 pixels; nowhere if there is none."""
   height, width = grey.shape
   scale = _WORKING_SIDE / max(height, width)
   size = (max(1, round(scale * width)), max(1, round(scale * height)))

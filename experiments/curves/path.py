@@ -62,17 +62,8 @@ def train_path(
 ) -> list[dict[str, Any]]:
   """Trains configurations that differ in a, threshold and beta alone.
 
-  Args:
-    points: the configurations.
-    directory: where the result of each point is written, from which it is read if
-      the path is trained again with the same configuration.
-    data_dir: see `datasets.load`.
-
   Returns:
     The result of each point: "final" has accuracy and zeros of w and u.
-
-  Raises:
-    FloatingPointError: if a training diverged.
   """
   files = {directory / f"{_name(point)}.json": point for point in points}
   left = {f: point for f, point in files.items() if results.stored(f, point) is None}

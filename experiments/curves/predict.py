@@ -59,11 +59,7 @@ def main(
 
 
 def restore(run: pathlib.Path) -> Trained:
-  """The network of a run's newest intact checkpoint.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """The network of a run's newest intact checkpoint."""
   file = run / "config.json"
   if not file.is_file():
     raise ValueError(f"{run} is no directory of a run: it has no config.json.")

@@ -19,13 +19,7 @@ from experiments.curves.config import Config
 def write(
   result: dict[str, Any], directory: pathlib.Path, images: Examples | None = None
 ) -> list[pathlib.Path]:
-  """Writes the result as JSON, the table and the figures, and returns their paths.
-
-  Args:
-    result: of `train.train`.
-    directory: where.
-    images: samples of the test images; None for those of the project's own sets.
-  """
+  """Writes the result as JSON, the table and the figures, and returns their paths."""
   name, source = result["name"], result["data"]["name"]
   files = {
     part: directory / f"{name}{part}"

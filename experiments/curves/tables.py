@@ -137,15 +137,7 @@ def train_all(
   jobs: int = 1,
   only: Literal["path", "all"] = "all",
 ) -> None:
-  """Trains all that the tables need and `folder` lacks; goes on where it stopped.
-
-  Args:
-    runs: for run directories.
-    folder: where the results go: `path`, and one for each block, below it.
-    data_dir: see `datasets.load`.
-    jobs: how many trainings at the same time; each has one thread if there are more.
-    only: the paths alone, or all.
-  """
+  """Trains all that the tables need and `folder` lacks; goes on where it stopped."""
   for data in DATA:
     train.load_data(Config(data=data), data_dir)
 

@@ -25,11 +25,7 @@ _EVALUATION_BATCH = 250
 
 
 def identified(config: configs.Config) -> configs.Config:
-  """The configuration with what identifies the user's own images or font.
-
-  Raises:
-    ValueError: if there is no such folder or font, or not what is expected there.
-  """
+  """The configuration with what identifies the user's own images or font."""
   if config.images is not None:
     root = pathlib.Path(config.images).expanduser().resolve()
     folder = pictures.find(root)
@@ -58,10 +54,6 @@ def _load(
 
 def load_data(config: configs.Config, data_dir: pathlib.Path | None) -> Data:
   """The images that a configuration trains on and is measured on.
-
-  Args:
-    config: what to train; `identified`, if on the user's own images.
-    data_dir: see `datasets.load`.
 
   Returns:
     Images (n, 100, 100, 1) of zeros and ones, uint8, and labels (n,), int32; for
@@ -117,15 +109,7 @@ def shifted(images: jax.Array, largest: int, key: jax.Array) -> jax.Array:
 
 
 def trainer(config: configs.Config, steps: int) -> training.Trainer:
-  """What trains the network of a configuration.
-
-  Args:
-    config: what to train.
-    steps: updates of the whole training.
-
-  Returns:
-    A trainer whose hyperparameters are fields of the configuration to replace.
-  """
+  """What trains the network of a configuration."""
   graph, _ = initial_params(config)
   return training.Trainer(
     training.plain_forward(graph),
@@ -160,15 +144,6 @@ def train(
   """Trains one configuration, or goes on with it, and returns what came out.
 
   A finished run is not trained again.
-
-  Args:
-    config: what to train.
-    run: its directory.
-    data_dir: see `datasets.load`.
-    checkpoint_seconds: see `training.fit`.
-
-  Returns:
-    The result, which also stands in `run.result_file`.
   """
   if (result := run.finished()) is not None:
     return result

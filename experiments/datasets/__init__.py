@@ -7,7 +7,6 @@ that has neither TFDS nor the fonts.
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
@@ -23,27 +22,11 @@ from experiments.datasets import (
   tabular,
   text,
 )
-from experiments.datasets._cache import Arrays, DataSet, root
+from experiments.datasets._cache import Arrays, DataSet
 
-
-def _own(directory: pathlib.Path, source: Any, **options: Any) -> Any:
-  del source
-  from experiments.datasets import builders
-
-  return builders.images(directory, **options)
-
-
-PLANAR_SHAPES = DataSet(
-  "planar_shapes",
-  "1.0.0",
-  {"train": 5000, "test": 1000},
-  functools.partial(_own, name="planar_shapes"),
-)
+PLANAR_SHAPES = DataSet("planar_shapes", {"train": 5000, "test": 1000})
 ALPHABETS = DataSet(
-  "alphabets",
-  "1.0.0",
-  {"train": 5000, "test": 1000, "test_unseen_font": 1000},
-  functools.partial(_own, name="alphabets"),
+  "alphabets", {"train": 5000, "test": 1000, "test_unseen_font": 1000}
 )
 _ALL: tuple[DataSet | text.TextSet, ...] = (
   *(PLANAR_SHAPES, ALPHABETS, *tabular.SETS, *mnist.SETS, cifar.SET),
@@ -95,7 +78,8 @@ def load(
   chosen: Any = SETS[name]
   if shaky_font is not None:
     chosen = _with_font(chosen, pathlib.Path(shaky_font).expanduser())
-  return chosen.load(split, root(data_dir), source)
+  data_dir = data_dir or os.environ.get("RVSM_DATA_DIR", "~/.cache/rvsm_jax")
+  return chosen.load(split, pathlib.Path(data_dir).expanduser(), source)
 
 
 def _with_font(chosen: DataSet, font: pathlib.Path) -> DataSet:
@@ -105,22 +89,11 @@ def _with_font(chosen: DataSet, font: pathlib.Path) -> DataSet:
   if not font.is_file():
     raise FileNotFoundError(f"shaky_font: there is no file {font}")
   digest = hashlib.sha256(font.read_bytes()).hexdigest()[:12]
-  return dataclasses.replace(
-    chosen,
-    name=f"{chosen.name}-{digest}",
-    builder=functools.partial(
-      _own, name=chosen.name, shaky_font=font, font_name=digest
-    ),
-  )
+  return dataclasses.replace(chosen, name=f"{chosen.name}-{digest}", font=font)
 
 
 def samples(name: str, count: int) -> Arrays:
-  """Test images of one of the project's own sets, drawn anew, without a cache.
-
-  Args:
-    name: planar_shapes or alphabets.
-    count: how many, half of them of each class.
-  """
+  """Test images of planar_shapes or alphabets, drawn anew, half of each class."""
   module: Any = {"planar_shapes": planar_shapes, "alphabets": alphabets}[name]
   split = list(SETS[name].splits).index("test")
   images, labels = zip(*(module.example(split, i) for i in range(count)), strict=True)
@@ -128,13 +101,7 @@ def samples(name: str, count: int) -> Arrays:
 
 
 def note(name: str, x: Any, y: Any) -> str:
-  """What is to be said of a set: which part of what was published it is.
-
-  Args:
-    name: of the set.
-    x: its test inputs.
-    y: their labels.
-  """
+  """What is to be said of a set: which part of what was published it is."""
   if name == "cifar10":
     return cifar.test_set_note(x, y)
   if name == text.SET.name:

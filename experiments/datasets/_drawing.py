@@ -45,9 +45,6 @@ def keyed_rng(*key: int) -> np.random.Generator:
 
   `random` is the top 53 bits of the Philox stream, which no numpy release may
   change; `normal`, `integers` and the like carry no such promise.
-
-  Args:
-    *key: what identifies the example, for instance set, split and index.
   """
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
@@ -77,12 +74,6 @@ def waves(rng: np.random.Generator, u: Floats, harmonics: int, decay: int) -> Fl
 
   sum_k c_k k^-decay sin(2 pi (k u + p_k)), k = 1..harmonics, with c >= 0 of sum
   one. decay=1 is, up to 2 pi, the integral of such a function with decay=0.
-
-  Args:
-    rng: source of c and p.
-    u: positions, any shape.
-    harmonics: the highest frequency.
-    decay: power of k by which higher frequencies are weaker.
   """
   share, phase = rng.random(harmonics), rng.random(harmonics)
   share = share / np.cumsum(share)[-1]
@@ -94,10 +85,6 @@ def waves(rng: np.random.Generator, u: Floats, harmonics: int, decay: int) -> Fl
 
 def trace(corners: Floats, step: float) -> tuple[Floats, Floats, float]:
   """Walks round a closed polygon.
-
-  Args:
-    corners: (k, 2) corners.
-    step: the largest distance between points.
 
   Returns:
     (n, 2) points, among them the corners, their (n,) distances from the first
@@ -115,13 +102,7 @@ def trace(corners: Floats, step: float) -> tuple[Floats, Floats, float]:
 
 
 def drift(rng: np.random.Generator, arc: Floats, length: float) -> Floats:
-  """Returns the slow deviation of a steady hand in pixels, closed over `length`.
-
-  Args:
-    rng: source of randomness.
-    arc: distance along the line in pixels, any shape.
-    length: length of the line in pixels.
-  """
+  """Returns the slow deviation of a steady hand at distances `arc`, in pixels."""
   harmonics = max(1, int(length / PIXELS_PER_S * DRIFT_HZ))
   return DRIFT_MM * PIXELS_PER_MM * waves(rng, arc / length, harmonics, decay=0)
 
@@ -137,12 +118,6 @@ def tremor(
   The phase is n u + (w n / 2 pi) waves(u), u = arc / length: its derivative, the
   frequency, stays within a share w of n / length. n is a whole number, so that
   the oscillation of a closed line closes.
-
-  Args:
-    rng: source of randomness.
-    arc: distance along the line in pixels, any shape.
-    length: length of the line in pixels.
-    millimetres: range of the amplitude, from the line to the crest.
   """
   u = arc / length
   turns = math.floor(length / PIXELS_PER_S * uniform(rng, *TREMOR_HZ) + 0.5)
@@ -162,12 +137,6 @@ def ink_line(points: Floats, ink: int) -> NDArray[np.uint8]:
     points: (n, 2) x and y in pixels, no further apart than about half a pixel;
       pixel centres are whole numbers.
     ink: number of pixels.
-
-  Returns:
-    A (SIDE, SIDE) image of zeros and ones.
-
-  Raises:
-    ValueError: if fewer than `ink` pixels are within reach of the line.
   """
   fine = np.floor(points * _SUBPIXEL + 0.5).astype(np.int64)
   centre = (fine + _SUBPIXEL // 2) // _SUBPIXEL

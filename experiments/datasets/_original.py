@@ -41,10 +41,6 @@ class Original:
       source: the directory. What is not compressed may be compressed there, with
         `.gz` at the end of its name.
       folder: in which it may be, too.
-
-    Raises:
-      FileNotFoundError: if it is nowhere.
-      ValueError: see `read`.
     """
     names = (self.name, f"{self.name}.gz")
     paths = [source / sub / name for sub in (".", folder) for name in names]
@@ -57,11 +53,7 @@ class Original:
     )
 
   def read(self, path: pathlib.Path) -> bytes:
-    """The content of a file, which must be this one.
-
-    Raises:
-      ValueError: if it is not.
-    """
+    """The content of a file, which must be this one."""
     content = path.read_bytes()
     if path.suffix == ".gz" and not self.name.endswith(".gz"):
       try:

@@ -90,9 +90,6 @@ def example(
     split: number of the split; 2 is drawn in the fonts the others never use.
     index: number within the split. Even ones are regular, odd ones shaky.
     shaky_font: font file of the shaky letters; by default a tremor makes them.
-
-  Raises:
-    ValueError: if `shaky_font` is not a font or lacks a letter.
   """
   rng = _drawing.keyed_rng(_SEED, split, index)
   label = index % 2

@@ -4,14 +4,13 @@ The binary version is `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.b
 a record is one byte of label and 3 x 32 x 32 bytes of pixels, channel first.
 """
 
-import hashlib
 import pathlib
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.datasets import _cache
-from experiments.datasets._cache import Arrays
+from experiments.datasets import _original
+from experiments.datasets._cache import Arrays, DataSet
 
 FILES = {
   "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
@@ -19,7 +18,6 @@ FILES = {
 }
 RECORDS = 10_000
 
-_VERSION = "3.0.2"
 _SHAPE = (3, 32, 32)
 _RECORD_BYTES = 1 + 3 * 32 * 32
 
@@ -33,7 +31,7 @@ def test_set_note(images: NDArray[np.uint8], labels: NDArray[np.int32]) -> str:
   """Whether these are upstream's test images, by the checksum of their binary file."""
   pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
   content = np.concatenate([labels[:, None].astype(np.uint8), pixels], 1).tobytes()
-  blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+  blob = _original.git_blob(content)
   notes = {
     _EXACT_TEST: "the upstream test images",
     _INEXACT_TEST: "a copy of the test images in which 20 of 10,000 (19 ships, 1"
@@ -42,7 +40,8 @@ def test_set_note(images: NDArray[np.uint8], labels: NDArray[np.int32]) -> str:
   return notes.get(blob, f"test images with the git blob id {blob}")
 
 
-def _read_binary(folder: pathlib.Path, names: tuple[str, ...]) -> Arrays:
+def _read(folder: pathlib.Path, split: str) -> Arrays:
+  names = FILES[split]
   expected = RECORDS * _RECORD_BYTES
   missing = [name for name in names if not (folder / name).is_file()]
   if missing:
@@ -68,20 +67,11 @@ def _read_binary(folder: pathlib.Path, names: tuple[str, ...]) -> Arrays:
   return np.ascontiguousarray(images), records[:, 0].astype(np.int32)
 
 
-def _find(directory: pathlib.Path, name: str, split: str) -> Arrays | None:
-  del name
-  names = [name for files in FILES.values() for name in files]
-  for folder in (directory, directory / "cifar-10-batches-bin"):
-    if any((folder / file).exists() for file in names):
-      return _read_binary(folder, FILES[split])
-  return None
-
-
-SET = _cache.DataSet(
+SET = DataSet(
   "cifar10",
-  _VERSION,
   {split: RECORDS * len(names) for split, names in FILES.items()},
-  _cache.official("cifar10", _VERSION),
-  originals=_find,
+  "3.0.2",
+  read=_read,
   files=tuple(name for names in FILES.values() for name in names),
+  folder="cifar-10-batches-bin",
 )

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 import io
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.datasets import _cache, _original
-from experiments.datasets._cache import Arrays
+from experiments.datasets import _original
+from experiments.datasets._cache import Arrays, DataSet
 
 _TEST_SHARE = 5
 
@@ -136,21 +134,8 @@ TABLES = {
 }
 
 
-def _builder(directory: pathlib.Path, source: Any, *, name: str) -> Any:
-  from experiments.datasets import builders
-
-  return builders.table(TABLES[name], directory, source)
-
-
 SETS = tuple(
-  _cache.DataSet(
-    one.name,
-    "1.0.0",
-    one.splits,
-    functools.partial(_builder, name=one.name),
-    feature="features",
-  )
-  for one in TABLES.values()
+  DataSet(one.name, one.splits, feature="features") for one in TABLES.values()
 )
 
 NOTES = {
@@ -167,17 +152,7 @@ def contents(
   source: pathlib.Path | None,
   download: Callable[[str], str | os.PathLike[str]],
 ) -> dict[str, bytes]:
-  """The contents of the original files of a set, by name.
-
-  Args:
-    table: the set.
-    source: see `load`.
-    download: from a URL to the path of the file.
-
-  Raises:
-    FileNotFoundError: if a file is missing, and cannot be downloaded.
-    ValueError: if it is another one.
-  """
+  """The contents of the original files of a set, by name."""
   out = {}
   for file in table.files:
     if source is not None:

@@ -7,12 +7,7 @@ from flax import nnx
 
 
 def perceptron(sizes: Sequence[int], rngs: nnx.Rngs) -> nnx.Sequential:
-  """A perceptron.
-
-  Args:
-    sizes: of the inputs, of each hidden layer, and of the outputs.
-    rngs: of the weights.
-  """
+  """A perceptron."""
   layers: list = []
   for inputs, outputs in itertools.pairwise(sizes):
     layers += [nnx.Linear(inputs, outputs, rngs=rngs), nnx.relu]

@@ -1,0 +1,127 @@
+"""The results that matter most, in two tables, from the JSON of other experiments."""
+
+from collections.abc import Iterator, Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.core import results
+from experiments.core.tables import table
+from experiments.curves import paper as curves_paper
+from experiments.frontier import config as frontier
+from experiments.integrated import paper as integrated_paper
+
+SHARES = (0.9, 0.95, 0.98)
+
+_FRONTIER = (
+  "Test accuracy of the sparse network in per cent, mean ± standard error; of text the"
+  " test loss in nats per character, lower is better. *Magnitude pruning* has one"
+  " budget for all layers and a tuned ramp; `sparsify` has nothing tuned. *Best of"
+  " ours* is chosen, among more methods than the others, by the numbers shown."
+)
+_PAPERS = (
+  "Test accuracy, mean ± standard deviation where there are several seeds. Zeros of"
+  " RVSM are exact zeros of u, in the dense layer; the paper counts weights w below"
+  " 1e-10, on images that are not public. Zeros of integrated TL1 are those of all"
+  " parameters, chosen within half a point of the best accuracy on validation examples;"
+  " of sets that are not here in full, the paper's numbers are left out."
+)
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes `summary.md` into the folder with the results of all experiments."""
+  return [results.write_atomically(folder / "summary.md", markdown(folder))]
+
+
+def markdown(folder: pathlib.Path) -> str:
+  """Both tables."""
+  methods = ["dense network", "dense, cut once", "magnitude pruning", "`sparsify`"]
+  header = ["task, share of zeros, seeds", *methods, "best of ours"]
+  ours = table(header, list(_frontier(folder / "frontier")))
+  header = ["data set, method, seeds", "dense network", "sparse network", "its zeros"]
+  header += ["paper: accuracy", "paper: zeros"]
+  rows = [*_curves(folder / "curves" / "tuned"), *_integrated(folder / "integrated")]
+  parts = ["## At the same share of zeros", ours, _FRONTIER]
+  parts += ["## Beside the papers", table(header, rows), _PAPERS]
+  return "\n\n".join(parts) + "\n"
+
+
+def _frontier(folder: pathlib.Path) -> Iterator[list[str]]:
+  for name, task in frontier.TASKS.items():
+    found = {
+      method: results.read(folder / name / f"{method}.json")
+      for method in frontier.METHODS
+      if (folder / name / f"{method}.json").exists()
+    }
+    compared = ("cut", "pruning-all", "sparsify")
+    if any(method not in found for method in compared):
+      continue
+    key = "loss" if task.in_nats else "accuracy"
+    ours = [method for method in found if frontier.METHODS[method].group == "ours"]
+    for share in SHARES:
+      best = max(ours, key=lambda m: _score(task, found[m], share))
+      cells = [_error(task, _at(found["cut"], share, f"{key}_w"))]
+      cells += [_error(task, _at(found[m], share, key)) for m in (*compared, best)]
+      cells[-1] += f" ({frontier.METHODS[best].title})"
+      seeds = found["cut"]["config"]["seeds"]
+      yield [f"{task.title}, {share:.0%}, {seeds} seeds", *cells]
+
+
+def _at(result: dict[str, Any], share: float, key: str) -> np.ndarray:
+  return np.array([final[key] for final in result["finals"] if final["share"] == share])
+
+
+def _score(task: frontier.Task, result: dict[str, Any], share: float) -> float:
+  finals = [final for final in result["finals"] if final["share"] == share]
+  return float(np.mean([frontier.score(task, final) for final in finals]))
+
+
+def _error(task: frontier.Task, values: np.ndarray) -> str:
+  """The mean and its standard error, in the task's unit."""
+  scale, decimals = (1, 3) if task.in_nats else (100, 2)
+  error = values.std(ddof=1) / np.sqrt(len(values))
+  return f"{scale * values.mean():.{decimals}f} ± {scale * error:.{decimals}f}"
+
+
+def _curves(folder: pathlib.Path) -> Iterator[list[str]]:
+  for name in ("planar_shapes", "alphabets"):
+    dense = folder / f"{name}-none-seed0.json"
+    if not dense.exists():
+      continue
+    files = sorted(folder.glob(f"{name}-l0-rvsm-ramped-seed*.json"))
+    finals = [results.read(file)["final"] for file in files]
+    printed = curves_paper.row(name, "l0", 1.0)
+    assert printed is not None
+    yield [
+      f"{name.replace('_', ' ')}, RVSM with l0, {len(finals)} seeds",
+      f"{results.read(dense)['final']['accuracy']['w']:.1%}",
+      _spread([final["accuracy"]["u"] for final in finals]),
+      _spread([final["zeros"]["u"] for final in finals]),
+      f"{printed[1].accuracy:.1f}%",
+      f"{printed[1].sparsity:.1f}%",
+    ]
+
+
+def _integrated(folder: pathlib.Path) -> Iterator[list[str]]:
+  for file in sorted(folder.glob("*.json")):
+    result = results.read(file)
+    problem, seeds = result["config"]["problem"], len(result["config"]["seeds"])
+    dense, sparse = (result["methods"][name]["finals"] for name in ("l2", "itl"))
+    printed = integrated_paper.TABLE_2.get(problem["name"], {}).get("itl")
+    if problem["train_size"] or "subset" in problem["name"]:
+      printed = None
+    yield [
+      f"{problem['title']}, integrated TL1, {seeds} seed{'s' * (seeds > 1)}",
+      _spread([final["accuracy"] for final in dense]),
+      _spread([final["accuracy"] for final in sparse]),
+      _spread([1 - final["parameters"] for final in sparse]),
+      f"{printed.accuracy[0]:.1%}" if printed else "–",
+      f"{1 - printed.parameters[0]:.1%}" if printed else "–",
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+  if len(values) == 1:
+    return f"{values[0]:.1%}"
+  return f"{np.mean(values):.1%} ± {100 * np.std(values, ddof=1):.1f}"
