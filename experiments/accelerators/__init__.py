@@ -1,6 +1,7 @@
 """What the compilers of TPUs and GPUs make of the library, without a TPU or a GPU."""
 
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -22,17 +23,8 @@ def main(places: cli.Common, platform: configs.Platform = "tpu") -> None:
   config = {"tpu": configs.Config(), "cuda": configs.CUDA}[platform]
   if places.quick:
     config = configs.QUICK[platform]
-  began = time.monotonic()
-  rows = measure(config)
-  result = results.result(
-    "accelerators",
-    config,
-    time.monotonic() - began,
-    compiler=targets.release(platform),
-    rows=rows,
-  )
   folder = places.report("accelerators", places.run("accelerators"))
-  results.write_json(folder / f"{platform}.json", result)
+  measure(config, folder / f"{platform}.json")
   results.show(report.write(folder))
 
 
@@ -82,21 +74,40 @@ def only_compile() -> None:
   jax.config.update("jax_platforms", "cpu")
 
 
-def measure(config: configs.Config) -> list[dict[str, Any]]:
-  """What each update costs, for each target and dtype."""
-  rows = []
-  for target in (*config.all_for, *config.some_for):
-    for dtype in config.dtypes:
-      for name in config.subjects:
-        few = target in config.some_for or dtype != config.dtypes[0]
-        if few and name not in ("sgd", *updates.PROMISED):
-          continue
-        found = updates.row(name, targets.TARGETS[target], dtype, config.side)
-        rows.append({"target": target, "dtype": dtype, "update": name, **found})
-        results.console.print(
-          f"{target}, {dtype}, {name}: {found['bytes']:.1f} bytes per weight"
-        )
-  return rows
+def measure(config: configs.Config, file: pathlib.Path) -> dict[str, Any]:
+  """What each update costs, for each target and dtype, the promised ones first.
+
+  Each is written as it comes, and what is there already stays: some programs take half
+  a minute to compile.
+  """
+  promised = ("sgd", *updates.PROMISED)
+  every = [
+    (target, dtype, name)
+    for target in (*config.all_for, *config.some_for)
+    for dtype in config.dtypes
+    for name in config.subjects
+    if name in promised or (target in config.all_for and dtype == config.dtypes[0])
+  ]
+  before = results.stored(file, config) or {"rows": [], "seconds": 0}
+  found = {(r["target"], r["dtype"], r["update"]): r for r in before["rows"]}
+  began = time.monotonic() - before["seconds"]
+  result = before
+  for one in sorted(every, key=lambda one: one[-1] not in promised):
+    if one in found:
+      continue
+    target, dtype, name = one
+    row = updates.row(name, targets.TARGETS[target], dtype, config.side)
+    found[one] = {"target": target, "dtype": dtype, "update": name, **row}
+    results.console.print(f"{', '.join(one)}: {row['bytes']:.1f} bytes a weight")
+    result = results.result(
+      "accelerators",
+      config,
+      time.monotonic() - began,
+      compiler=targets.release(config.platform),
+      rows=[found[key] for key in every if key in found],
+    )
+    results.write_json(file, result)
+  return result
 
 
 rebuild = report.rebuild
