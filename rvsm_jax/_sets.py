@@ -76,7 +76,7 @@ def cardinality(
   _validate.check_choice("scope", scope, ("leaf", "all"))
 
   def value(tree: Any) -> jax.Array:
-    leaves = jax.tree.leaves(tree)
+    leaves = [_validate.float_array("x", x) for x in jax.tree.leaves(tree)]
     size = _ranking.size(leaves)
     dropped = _ranking.dropped(sparsity, size)
     zeros = _ranking.total([_metrics.count(x == 0, x != 0)[0] for x in leaves], size)
