@@ -40,12 +40,18 @@ def many_chips(places: cli.Common) -> None:
   file = folder / "scale.json"
   chips = targets.devices(targets.TARGETS[config.target])
   grid = scale.mesh(chips, config.data, config.model)
-  # A step takes minutes to compile: those there are stay.
-  before = results.stored(file, config) or {"seconds": 0, "rows": [], "step_seconds": 0}
-  rows, seconds = before["rows"], before["step_seconds"]
+  # A whole step takes minutes to compile: those there are stay.
+  before = results.stored(file, config) or {"seconds": 0, "rows": []}
+  rows = before["rows"]
+  done = {(row["update"], row["alone"]) for row in rows}
   began = time.monotonic() - before["seconds"]
-
-  def write() -> None:
+  every = [(name, False) for name in config.whole]
+  every += [(name, True) for name in config.subjects]
+  for name, alone in every:
+    if (name, alone) in done:
+      continue
+    rows.append(scale.row(name, config.shape, grid, alone))
+    results.console.print(f"{name}: {rows[-1]}", markup=False)
     result = results.result(
       "accelerators",
       config,
@@ -53,18 +59,9 @@ def many_chips(places: cli.Common) -> None:
       compiler=targets.release("tpu"),
       weights=transformer.count(config.shape),
       sparse_weights=transformer.count(config.shape, "layers"),
-      step_seconds=seconds,
       rows=rows,
     )
     results.write_json(file, result)
-
-  if not seconds:
-    seconds = scale.step_seconds(config.shape, grid)
-    write()
-  for name in config.subjects[len(rows) :]:
-    rows.append({"update": name, **scale.row(name, config.shape, grid)})
-    results.console.print(f"{name}: {rows[-1]}", markup=False)
-    write()
   results.show(report.write(folder)[::-1])
 
 

@@ -56,7 +56,9 @@ class Scale:
   """Chips along which heads and hidden units are split."""
   shape: transformer.Shape = dataclasses.field(default_factory=transformer.Shape)
   subjects: tuple[str, ...] = tuple(scale.SUBJECTS)
-  """Names of the optimizers."""
+  """Names of the optimizers whose updates are compiled alone."""
+  whole: tuple[str, ...] = ("adamw", "rvsm l0, no u", "rvsm l0, u in bfloat16")
+  """Names of those whose whole steps are, which takes minutes each."""
 
 
-QUICK_SCALE = Scale("v5e:2x2", 2, 2, transformer.TOY, ("adamw", "rvsm l0"))
+QUICK_SCALE = Scale("v5e:2x2", 2, 2, transformer.TOY, ("adamw", "rvsm l0"), ("adamw",))

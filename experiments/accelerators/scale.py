@@ -1,7 +1,6 @@
 """A training step of a transformer on many chips, with and without sparse training."""
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 
@@ -92,31 +91,26 @@ def state_of(tx: optax.GradientTransformation, params: Any, grid: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(placed, jax.eval_shape(tx.init, params))
 
 
-def compiled(name: str, shape: Shape, grid: Mesh) -> Any:
-  """The training step, params and state donated, from shapes alone."""
+def compiled(name: str, shape: Shape, grid: Mesh, alone: bool) -> Any:
+  """The training step, or its update alone, params and state donated, from shapes."""
   tx = SUBJECTS[name]()
   params = transformer.placed(shape, grid)
   state = state_of(tx, params, grid)
-  jitted = jax.jit(step(tx, shape, grid), donate_argnums=(0, 1))
-  return jitted.lower(params, state, transformer.tokens(shape, grid)).compile()
+  if not alone:
+    jitted = jax.jit(step(tx, shape, grid), donate_argnums=(0, 1))
+    return jitted.lower(params, state, transformer.tokens(shape, grid)).compile()
+
+  def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return jax.jit(update, donate_argnums=(0, 1)).lower(params, state, params).compile()
 
 
-def row(name: str, shape: Shape, grid: Mesh) -> dict[str, Any]:
-  """What the step costs each chip."""
-  return programs.cost(compiled(name, shape, grid))._asdict()
-
-
-def step_seconds(shape: Shape, grid: Mesh) -> float:
-  """The compiler's estimate of a step of adamw.
-
-  A loop counts once in it. Hence that of one layer, and of two, without a loop, and as
-  much again for each other one.
-  """
-  one, two = (
-    row("adamw", dataclasses.replace(shape, layers=n, scan=False), grid)["seconds"]
-    for n in (1, 2)
-  )
-  return one + (shape.layers - 1) * (two - one)
+def row(name: str, shape: Shape, grid: Mesh, alone: bool) -> dict[str, Any]:
+  """What it costs each chip."""
+  cost = programs.cost(compiled(name, shape, grid, alone))
+  return {"update": name, "alone": alone, **cost._asdict()}
 
 
 def train(name: str, shape: Shape, grid: Mesh, steps: int) -> tuple[Any, jax.Array]:
