@@ -5,83 +5,24 @@ character transformer, dense and with half of the weights zero: anywhere in a la
 two of any four consecutive ones along the axis that a product sums over.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from experiments import datasets
-from experiments.core import backend, cli, measure, results, tables, training
+from experiments.core import backend, cli, measure, results, tables, tasks
 from experiments.core.run import Run
-from experiments.core.training import Data, Examples
-from experiments.datasets import text
-from experiments.networks.cnn import CNN
-from experiments.networks.transformer import Transformer
+from experiments.core.tasks import TASKS, Task
+from experiments.core.training import Data
 import rvsm_jax
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A data set with its network, and how it is trained.
-
-  Attributes:
-    name: of the data set.
-    title: what tables call it.
-    unit: of the number in the table, "%" of accuracy or "nats".
-    network: from the random numbers.
-    optimizer: from the number of steps; AdamW or SGD, one cycle.
-    epochs: passes over the training examples.
-    batch_size: examples per step.
-    train_size: only so many training examples, the first; None takes all.
-  """
-
-  name: str
-  title: str
-  unit: str
-  network: Callable[[nnx.Rngs], nnx.Module]
-  optimizer: Callable[[int], optax.GradientTransformation]
-  epochs: int
-  batch_size: int
-  train_size: int | None = None
-
-
-def _cnn(rngs: nnx.Rngs) -> nnx.Module:
-  return CNN((28, 28, 1), (16, 32, 64), (0, 1, 2), (64, 10), fused=True, rngs=rngs)
-
-
-def _sgd(steps: int) -> optax.GradientTransformation:
-  rate = optax.cosine_onecycle_schedule(steps, 0.1)
-  return optax.sgd(rate, 0.9, nesterov=True)
-
-
-def _adamw(steps: int) -> optax.GradientTransformation:
-  rate = optax.cosine_onecycle_schedule(steps, 3e-3, pct_start=0.1)
-  return optax.adamw(rate, weight_decay=0.1)
-
-
-def _transformer(rngs: nnx.Rngs) -> nnx.Module:
-  return Transformer(len(text.ALPHABET), text.CONTEXT, rngs=rngs)
-
-
-TASKS = {
-  task.name: task
-  for task in (
-    Task(
-      *("fashion_mnist", "Fashion-MNIST, CNN", "%", _cnn, _sgd, 10, 64),
-      train_size=5000,
-    ),
-    Task("text", "text, transformer", "nats", _transformer, _adamw, 1, 8),
-  )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +30,17 @@ class Config:
   """What is trained.
 
   Attributes:
-    tasks: by name.
-    seeds: trainings of each kind on a task.
-    epochs: instead of the task's, if positive.
+    task: its name.
+    seeds: trainings of each kind.
+    epochs: of each.
   """
 
-  tasks: tuple[str, ...] = tuple(TASKS)
-  seeds: tuple[int, ...] = (3, 1)
-  epochs: int = 0
+  task: str
+  seeds: int
+  epochs: int
+
+
+_SEEDS = {"fashion_mnist": 3, "text": 1}
 
 
 def axis(kernel: jax.Array) -> int:
@@ -155,27 +99,16 @@ def cut_at(penalty: rvsm_jax.Penalty, when: int) -> optax.GradientTransformation
 
 def optimizers(task: Task, steps: int) -> dict[str, optax.GradientTransformation]:
   """What is trained with, by the name of the method and the pattern."""
-  made = {"dense": task.optimizer(steps)}
+  optimizer = lambda: task.optimizer(task.rate(steps))  # noqa: E731
+  made = {"dense": optimizer()}
   for pattern, penalty in PATTERNS.items():
     made[f"cut and tuned, {pattern}"] = optax.chain(
-      task.optimizer(steps), cut_at(penalty, steps // 2)
+      optimizer(), cut_at(penalty, steps // 2)
     )
     made[f"straight-through, {pattern}"] = rvsm_jax.straight_through(
-      task.optimizer(steps), penalty, step=1.0, mask=chosen
+      optimizer(), penalty, step=1.0, mask=chosen
     )
   return made
-
-
-def load(task: Task, places: cli.Places) -> Data:
-  """The examples: images in [0, 1], or numbers of characters."""
-
-  def part(split: str) -> Examples:
-    x, y = datasets.load(task.name, split, places.data_dir, places.source)
-    if split == "train":
-      x, y = x[: task.train_size], y[: task.train_size]
-    return Examples(x if task.name == "text" else x.astype(np.float32) / 255, y)
-
-  return Data(part("train"), part("test"))
 
 
 def train(task: Task, data: Data, method: str, seed: int, epochs: int) -> dict:
@@ -183,75 +116,74 @@ def train(task: Task, data: Data, method: str, seed: int, epochs: int) -> dict:
 
   Of the dense network also what it is worth when it is cut at the end.
   """
-  graph, params = nnx.split(task.network(nnx.Rngs(params=seed)))
-  steps = epochs * (len(data.train.y) // task.batch_size)
-  forward = training.plain_forward(graph)
-  trainer = training.Trainer(
-    forward, lambda _: optimizers(task, steps)[method], seed=seed
-  )
-  examples = Examples(*map(jnp.asarray, data.train))
-  evaluate = training.evaluator(forward, data.test, 100 if task.unit == "%" else 16)
-  state, step = trainer.init(params), trainer.compiled(examples, whole_epochs=False)
-  for epoch in range(epochs):
-    order = training.epoch_order(seed, epoch, len(data.train.y), task.batch_size)
-    for batch in order:
-      state = step.call(state, batch)
-  training.require_finite(state.params, f"{task.title}, {method}")
+  tx = optimizers(task, task.steps(data, epochs))[method]
+  state, graph = tasks.fit(task, data, tx, seed, epochs)
+  evaluate = tasks.evaluator(task, data.test)
   networks = {method: state.sparse}
   if method == "dense":
     for pattern, penalty in PATTERNS.items():
       networks[f"cut once, {pattern}"] = projected(penalty, state.params)
   found = {}
   for name, network in networks.items():
-    loss, accuracy = evaluate(network)
+    loss, accuracy = evaluate(graph, network)
     zeros = float(measure.zeros(network, chosen))
     found[name] = {"loss": loss, "accuracy": accuracy, "zeros": zeros}
   return found
 
 
 def main(
-  config: Annotated[Config, tyro.conf.OmitArgPrefixes], places: cli.Common
+  places: cli.Common,
+  names: tuple[str, ...] = tuple(_SEEDS),
+  methods: tuple[str, ...] = (),
 ) -> None:
   """Trains all of it; what is finished is kept.
 
   Args:
-    config: what is trained.
     places: where it reads and writes.
+    names: of the tasks: fashion_mnist, text.
+    methods: only these; by default all.
   """
   backend.reuse_freed_memory()
-  if places.quick:
-    config = dataclasses.replace(config, tasks=("fashion_mnist",), seeds=(1,), epochs=1)
   runs = places.run("two_of_four")
-  found: dict[str, Any] = {}
-  with Run(runs, config) as run:
-    for name, seeds in zip(config.tasks, config.seeds, strict=False):
-      task = TASKS[name]
-      data = load(task, places)
-      epochs = config.epochs or task.epochs
-      networks: dict[str, list[Any]] = {}
-      for method in optimizers(task, 1):
-        for seed in range(seeds):
-          results.console.print(f"{task.title}: {method}, seed {seed}")
-          one = run.once(
-            f"{name}-{method.replace(' ', '-').replace(',', '')}-{seed}",
-            functools.partial(train, task, data, method, seed, epochs),
-          )
-          for network, measured in one.items():
-            networks.setdefault(network, []).append(measured)
-      found[name] = {
-        "note": datasets.note(name, *data.test),
-        "examples": len(data.train.y),
-        "epochs": epochs,
-        "networks": networks,
-      }
-    result = results.result("two_of_four", config, None, tasks=found)
-    folder = places.report("two_of_four", runs)
-    results.write_json(folder / "two_of_four.json", result)
+  folder = places.report("two_of_four", runs)
+  for name in names[:1] if places.quick else names:
+    task = TASKS[name]
+    config = Config(name, _SEEDS[name], task.epochs)
+    if places.quick:
+      config = Config(name, 1, 1)
+    data = tasks.load(task, places.data_dir, places.source)
+    with Run(runs / name, config) as run:
+      networks = _trained(
+        task, data, config, methods or tuple(optimizers(task, 1)), run
+      )
+    result = results.result(
+      *("two_of_four", config, None),
+      note=datasets.note(name, *data.test),
+      examples=len(data.train.y),
+      networks=networks,
+    )
+    results.write_json(folder / f"{name}.json", result)
   results.show(write(folder))
 
 
-def page(result: dict[str, Any]) -> str:
-  """The report as Markdown."""
+def _trained(
+  task: Task, data: Data, config: Config, methods: tuple[str, ...], run: Run
+) -> dict[str, list[Any]]:
+  networks: dict[str, list[Any]] = {}
+  for method in methods or optimizers(task, 1):
+    for seed in range(config.seeds):
+      results.console.print(f"{task.title}: {method}, seed {seed}")
+      one = run.once(
+        f"{method.replace(' ', '-').replace(',', '')}-{seed}",
+        functools.partial(train, task, data, method, seed, config.epochs),
+      )
+      for network, measured in one.items():
+        networks.setdefault(network, []).append(measured)
+  return networks
+
+
+def page(found: Mapping[str, dict[str, Any]]) -> str:
+  """The report of the results of all tasks as Markdown."""
   parts = [
     "# Two of four weights",
     "Half of the weights are zero, in every kernel that has a multiple of four inputs:"
@@ -259,53 +191,52 @@ def page(result: dict[str, Any]) -> str:
     " summed over (`nm_sparsity(2, 4)`). *Cut once* is the trained dense network, cut;"
     " *cut and tuned* is cut in mid-training, after which its zeros stay;"
     " *straight-through* projects at every update. All have the same optimizer,"
-    " schedule and number of updates.",
+    " schedule and number of updates. A dash: not trained.",
   ]
-  for name, found in result["tasks"].items():
-    task = TASKS[name]
-    key, factor = ("accuracy", 100.0) if task.unit == "%" else ("loss", 1.0)
-    values = {
-      network: np.array([factor * one[key] for one in several])
-      for network, several in found["networks"].items()
-    }
-    digits = 2 if task.unit == "%" else 4
-
-    def cell(network: str, values: Any = values, digits: int = digits) -> str:
-      v = values[network]
-      spread = (
-        f" ± {np.std(v, ddof=1) / len(v) ** 0.5:.{digits}f}" if len(v) > 1 else ""
-      )
-      return f"{np.mean(v):.{digits}f}{spread}"
-
-    rows = [["dense", cell("dense"), ""]] + [
-      [method, *(cell(f"{method}, {pattern}") for pattern in PATTERNS)]
+  for name, result in found.items():
+    task, networks = TASKS[name], result["networks"]
+    rows = [["dense", _cell(task, networks, "dense"), ""]] + [
+      [method, *(_cell(task, networks, f"{method}, {p}") for p in PATTERNS)]
       for method in ("cut once", "cut and tuned", "straight-through")
     ]
-    count = len(values["dense"])
-    what = (
-      "test accuracy in per cent"
-      if task.unit == "%"
-      else ("test loss in nats per character, lower is better")
-    )
+    accuracy = task.unit == "%"
+    seeds, epochs = result["config"]["seeds"], result["config"]["epochs"]
     parts += [
       f"## {task.title}",
       tables.table(["network", *PATTERNS], rows),
-      f"{what[0].upper()}{what[1:]}"
-      f"{', mean and standard error' if count > 1 else ''}; {count}"
-      f" seed{'s' if count > 1 else ''}, {found['epochs']} epoch"
-      f"{'s' if found['epochs'] > 1 else ''} of {found['examples']:,} examples."
-      f" Data: {found['note']}.",
+      ("Test accuracy in per cent" if accuracy else "Test loss in nats per character")
+      + (", mean and standard error" if seeds > 1 else "")
+      + f"; {seeds} seed{'s' if seeds > 1 else ''},"
+      f" {epochs} epoch{'s' if epochs > 1 else ''} of {result['examples']:,} examples."
+      f" Data: {result['note']}.",
     ]
   parts.append(
-    f"{results.footer([result])}\nWritten by `python -m experiments two_of_four`."
+    f"{results.footer(list(found.values()))}\n"
+    "Written by `python -m experiments two_of_four`."
   )
   return "\n\n".join(parts) + "\n"
 
 
+def _cell(task: Task, networks: Mapping[str, list[Any]], network: str) -> str:
+  if network not in networks:
+    return "–"
+  accuracy = task.unit == "%"
+  key, factor, digits = ("accuracy", 100.0, 2) if accuracy else ("loss", 1.0, 3)
+  values = factor * np.array([one[key] for one in networks[network]])
+  text = f"{np.mean(values):.{digits}f}"
+  if len(values) == 1:
+    return text
+  return f"{text} ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
+
+
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes the table of the result in a folder, and returns its path."""
-  result = results.read(folder / "two_of_four.json")
-  return [results.write_atomically(folder / "two_of_four.md", page(result))]
+  """Writes the table of the results in a folder, and returns its path."""
+  found = {
+    name: results.read(file)
+    for name in TASKS
+    if (file := folder / f"{name}.json").exists()
+  }
+  return [results.write_atomically(folder / "two_of_four.md", page(found))]
 
 
 rebuild = write

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import time
 import tracemalloc
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.networks.cnn import CNN
 import rvsm_jax
 from rvsm_jax import compaction
 
@@ -312,6 +314,15 @@ def test_a_vgg_loses_channels_through_pooling_and_flattening():
   smaller = shrunk(model, draw(2, 8, 8, 3))
   assert widths(smaller) == [3, 4, 6, 5, 5]
   assert smaller.layers[-1].in_features == 20
+
+
+def test_channels_go_through_pooling_by_slices_of_an_odd_image():
+  """What pads is infinite, and never wins; the convolution is a product of patches."""
+  model = fill(CNN((7, 7, 2), (6,), (0,), (8, 3), rngs=nnx.Rngs(0)))
+  zero(model.conv[0].kernel, ..., jnp.array([1, 4]))
+  smaller = shrunk(model, draw(2, 7, 7, 2))
+  assert smaller.conv[0].kernel.shape == (3, 3, 2, 4)
+  assert smaller.dense[0].in_features == 4 * 4 * 4
 
 
 class Depthwise(nnx.Module):
@@ -625,6 +636,32 @@ def test_errors_say_what_would_be_right():
     compaction.apply(plan, smaller)
 
 
+def test_verify_runs_both_models_and_tells_when_they_differ(monkeypatch):
+  model, x = perceptron(4, 8, 3), draw(5, 4)
+  zero(model.layers[0].kernel, ..., jnp.arange(3))
+  assert sizes(compaction.compact(model, x, verify=True)) == [5, 3]
+  apply = compaction.apply
+  monkeypatch.setattr(
+    compaction,
+    "apply",
+    lambda *args: jax.tree.map(lambda leaf: 1.001 * leaf, apply(*args)),
+  )
+  assert sizes(compaction.compact(model, x)) == [5, 3]
+  with pytest.raises(ValueError, match="outputs of the smaller model differ by"):
+    compaction.compact(model, x, verify=True)
+  with pytest.raises(ValueError, match=r"inputs must be arrays.*ShapeDtypeStruct"):
+    compaction.compact(model, jax.eval_shape(lambda: x), verify=True)
+
+
+def test_a_report_has_the_sizes_and_the_measured_time():
+  model, x, said = perceptron(4, 8, 3), draw(5, 4), []
+  zero(model.layers[0].kernel, ..., jnp.arange(3))
+  compaction.compact(model, x, report=said.append)
+  (text,) = said
+  assert re.search(r"layers/0/kernel +8 +5 ", text)
+  assert re.search(r"milliseconds for these inputs: [\d.e-]+ -> [\d.e-]+ \(", text)
+
+
 def test_a_plan_for_many_weights_takes_no_copy():
   n = 1024
   params = {f"layer{k}": np.ones((n, n), np.float32) for k in range(6)}
@@ -648,7 +685,10 @@ def test_a_plan_for_many_weights_takes_no_copy():
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
   st.lists(
-    st.sampled_from(["conv", "residual", "group", "affine", "max", "mean"]), max_size=4
+    st.sampled_from(
+      ["conv", "residual", "group", "affine", "max", "mean", "slices", "border"]
+    ),
+    max_size=4,
   ),
   st.integers(0, 2**16),
   st.booleans(),
@@ -689,6 +729,12 @@ def test_random_convolutional_networks(kinds, seed, flat):
         x = x + jax.nn.sigmoid(conv(x, w) + b)
       elif kind == "affine":
         x = x * b + b
+      elif kind == "slices":
+        padding = ((0, 0), (0, 3), (0, 3), (0, 0))
+        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        x = jnp.maximum(padded[:, :4, :4], padded[:, 3:, ::2])
+      elif kind == "border":
+        x = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=0.5)[:, :4]
       else:
         pool = nnx.max_pool if kind == "max" else nnx.avg_pool
         x = pool(x, (3, 3), (1, 1), "SAME")

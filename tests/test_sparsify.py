@@ -131,7 +131,7 @@ def test_the_ramp_is_cubic_and_ends_at_half():
   ramp = rvsm_jax.sparsity_schedule(0.9, STEPS // 2)
   for count in range(STEPS):
     got = zeros(jax.tree.map(lambda w, count=count: w[count], history))
-    assert abs(got - 800 * float(ramp(count))) < 1.01
+    assert abs(got - 800 * float(ramp(count - count % 2))) < 1.01
 
 
 def test_the_support_is_kept_between_two_choices():
@@ -139,7 +139,7 @@ def test_the_support_is_kept_between_two_choices():
   *_, history = train(tx, params, 40)
   for w in kernels(history):
     changed = jnp.any((w[1:] == 0) != (w[:-1] == 0), axis=(1, 2))
-    assert set(np.flatnonzero(changed) + 1) <= {4 * i for i in range(1, 10)}
+    assert set(np.flatnonzero(changed) + 1) <= {2 * i for i in range(1, 20)}
     assert jnp.any(changed)
 
 

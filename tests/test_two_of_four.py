@@ -8,13 +8,14 @@ import optax
 import pytest
 
 from experiments import two_of_four
+from experiments.core import tasks
 from experiments.core.training import Data, Examples
 
 WIDTH, HEADS, SIZE = 160, 5, 32
 
 
 def test_four_weights_are_those_of_one_sum():
-  task = two_of_four.TASKS["text"]
+  task = tasks.TASKS["text"]
   params = nnx.state(nnx.eval_shape(lambda: task.network(nnx.Rngs(0))), nnx.Param)
   attention, up = params["blocks"][0]["attention"], params["blocks"][0]["up"]
   kernels = {
@@ -27,7 +28,7 @@ def test_four_weights_are_those_of_one_sum():
 
 
 def test_a_first_layer_of_one_channel_stays_dense():
-  network = two_of_four.TASKS["fashion_mnist"].network
+  network = tasks.TASKS["fashion_mnist"].network
   params = nnx.state(nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param)
   picked = two_of_four.chosen(params)
   kernels = [picked["conv"][k]["kernel"] for k in range(3)]
@@ -57,14 +58,15 @@ def test_a_cut_in_mid_training_keeps_its_zeros(pattern):
 
 
 def test_all_methods_end_with_half_of_the_weights():
-  task = two_of_four.Task(
+  task = tasks.Task(
     "fashion_mnist",
     "small",
     "%",
     lambda rngs: nnx.Sequential(
       nnx.Linear(8, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 3, rngs=rngs)
     ),
-    two_of_four._sgd,
+    lambda steps: optax.cosine_onecycle_schedule(steps, 0.1),
+    lambda rate: optax.sgd(rate, 0.9, nesterov=True),
     3,
     10,
   )

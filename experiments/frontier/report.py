@@ -131,7 +131,7 @@ def _protocol(found: Found) -> str:
     if max(result["config"]["values"]) > 0
   )
   note = "They were not searched here, but taken from the small tasks. "
-  if any(result["search"] for result in found.values()):
+  if any(result.get("search") for result in found.values()):
     note = ""
   return (
     f"{task.described}, {task.epochs} epoch{'s' if task.epochs > 1 else ''}"

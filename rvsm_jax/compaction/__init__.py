@@ -96,7 +96,12 @@ def with_shapes(params: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
   )
 
 
-def compact(model: Model, *inputs: Any, verify: bool = False) -> Model:
+def compact(
+  model: Model,
+  *inputs: Any,
+  verify: bool = False,
+  report: Callable[[str], Any] | None = None,
+) -> Model:
   """The same Flax NNX model, smaller and dense.
 
   It is taken as in inference: with the running statistics of batch normalisations, and
@@ -106,6 +111,8 @@ def compact(model: Model, *inputs: Any, verify: bool = False) -> Model:
     model: an `nnx.Module`; it is not touched.
     *inputs: what it is called with, as in :func:`plan`.
     verify: whether to run both models on the inputs as well, and compare.
+    report: takes the report of the plan as text, with the measured time of both models
+      for the inputs: `print`, for one.
 
   Returns:
     A model of the same class, in the same mode, with sizes such as `out_features` and
@@ -114,7 +121,8 @@ def compact(model: Model, *inputs: Any, verify: bool = False) -> Model:
   Raises:
     ImportError: without Flax.
     TypeError: if `model` is no `nnx.Module`.
-    ValueError: with `verify`, if outputs differ by more than rounding.
+    ValueError: with `verify`, if outputs differ by more than rounding; with it or
+      `report`, if the inputs are no arrays, but shapes.
 
   Examples:
     >>> from flax import nnx
@@ -134,7 +142,7 @@ def compact(model: Model, *inputs: Any, verify: bool = False) -> Model:
     from rvsm_jax.compaction import _nnx
   except ImportError as error:
     raise ImportError("compact is for Flax NNX: pip install flax.") from error
-  return _nnx.compact(model, inputs, verify)
+  return _nnx.compact(model, inputs, verify, report)
 
 
 def apply(plan: Plan, tree: Any, *, values: bool | None = None) -> Any:

@@ -96,12 +96,24 @@ def _elementwise(equation: tracing.Equation, *inputs: Known | None) -> list:
       value = np.asarray(equation.primitive.bind(*arguments, **equation.params))
     else:
       value = np.asarray(function(*arguments), out.dtype)
-    mask = mask & np.isfinite(value.astype(np.float32))
+    wide = value.astype(np.float32)
+    # Infinite padding is there to lose against what it surrounds.
+    extremum = equation.name in ("max", "min")
+    mask = mask & (~np.isnan(wide) if extremum else np.isfinite(wide))
   found = Known(np.where(mask, value, 0), mask)
   if equation.name == "mul" and (zero := _annihilated(ndim, inputs)) is not None:
     value = np.where(zero.mask, np.zeros((), value.dtype), found.value)
     found = Known(value, found.mask | zero.mask)
-  return [found]
+  return [_narrowed(found)]
+
+
+def _narrowed(entry: Known) -> Known:
+  """One entry along each axis along which all are equal."""
+  for d in range(np.ndim(entry.value)):
+    first = Known(*(np.take(array, [0], d) for array in entry))
+    if np.all(entry.value == first.value) and np.all(entry.mask == first.mask):
+      entry = first
+  return entry
 
 
 def _spread(ndim: int, entry: Known) -> Known:
@@ -192,6 +204,34 @@ def _concatenate(equation: tracing.Equation, *inputs: Known | None) -> list:
 
   values = joined([np.asarray(part.value) for part in parts])
   return [Known(values, joined([part.mask for part in parts]))]
+
+
+def _pad(
+  equation: tracing.Equation, entry: Known | None, filling: Known | None
+) -> list:
+  if entry is None or np.size(entry.value) > _LIMIT:
+    return [None]
+  sides = equation.params["padding_config"]
+  if not np.any(np.asarray(sides)):
+    return [entry]
+  if filling is None or np.min(np.asarray(sides)) < 0 or any(s[2] for s in sides):
+    return [None]
+  fill = np.asarray(filling.value)
+  if np.all(~entry.mask | (np.asarray(entry.value) == fill)):
+    return [entry]
+  out = equation.outputs[0].shape
+  if np.prod([n for n, s in zip(out, sides, strict=True) if any(s)]) > _LIMIT:
+    return [None]
+  full = [
+    size if any(side) else 1
+    for size, side in zip(equation.inputs[0].shape, sides, strict=True)
+  ]
+
+  def padded(x: np.ndarray, border: Any) -> np.ndarray:
+    spread = np.broadcast_to(x, np.broadcast_shapes(x.shape, full))
+    return np.pad(spread, [side[:2] for side in sides], constant_values=border)
+
+  return [Known(padded(np.asarray(entry.value), fill), padded(entry.mask, True))]
 
 
 def _slice(equation: tracing.Equation, entry: Known | None) -> list:
@@ -436,6 +476,7 @@ _RULES: dict[str, Callable[..., list]] = {
   "concatenate": _concatenate,
   "conv_general_dilated": _convolution,
   "dot_general": _dot_general,
+  "pad": _pad,
   "reduce_max": _reduce_extremum,
   "reduce_min": _reduce_extremum,
   "reduce_sum": _reduce_sum,

@@ -509,95 +509,23 @@ def _scan_stack(labels: Labels, equation: tracing.Equation) -> list[_Axes]:
   return [[first, *labels.axes[equation.inputs[0]]]]
 
 
-ELEMENTWISE = frozenset(
-  [
-    "abs",
-    "acos",
-    "acosh",
-    "add",
-    "add_any",
-    "and",
-    "asin",
-    "asinh",
-    "atan",
-    "atan2",
-    "atanh",
-    "cbrt",
-    "ceil",
-    "clamp",
-    "copy",
-    "copy_p",
-    "convert_element_type",
-    "cos",
-    "cosh",
-    "digamma",
-    "div",
-    "eq",
-    "eq_to",
-    "erf",
-    "erf_inv",
-    "erfc",
-    "exp",
-    "exp2",
-    "expm1",
-    "floor",
-    "ge",
-    "gt",
-    "integer_pow",
-    "is_finite",
-    "le",
-    "lgamma",
-    "log",
-    "log1p",
-    "logistic",
-    "lt",
-    "max",
-    "min",
-    "mul",
-    "name",
-    "ne",
-    "neg",
-    "nextafter",
-    "not",
-    "or",
-    "pow",
-    "real",
-    "reduce_precision",
-    "rem",
-    "round",
-    "rsqrt",
-    "select_n",
-    "sharding_constraint",
-    "shift_left",
-    "shift_right_arithmetic",
-    "shift_right_logical",
-    "sign",
-    "sin",
-    "sinh",
-    "sqrt",
-    "square",
-    "stop_gradient",
-    "sub",
-    "tan",
-    "tanh",
-    "xor",
-  ]
-)
+_ELEMENTWISE = """
+  abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp copy
+  copy_p convert_element_type cos cosh digamma div eq eq_to erf erf_inv erfc exp
+  exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max
+  min mul name ne neg nextafter not or pow real reduce_precision rem round rsqrt
+  select_n sharding_constraint shift_left shift_right_arithmetic
+  shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
+"""
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 
 _RULES: dict[str, Callable[[Labels, tracing.Equation], list[_Axes]]] = {
   **dict.fromkeys(ELEMENTWISE, _elementwise),
   **dict.fromkeys(
-    [
-      "argmax",
-      "argmin",
-      "reduce_and",
-      "reduce_max",
-      "reduce_min",
-      "reduce_or",
-      "reduce_prod",
-      "reduce_sum",
-      "reduce_xor",
-    ],
+    (
+      *("argmax", "argmin", "reduce_and", "reduce_max"),
+      *("reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor"),
+    ),
     _reduce,
   ),
   **dict.fromkeys(
