@@ -147,9 +147,9 @@ for {config["target"]}: FSDP along {config["data"]} chips, tensor parallel along
 the kernels of the layers, are made sparse. `python -m experiments accelerators scale`.
 
 The step with adamw takes {held / 2**30:.2f} GiB of each chip, and more than
-{1e3 * step:.0f} ms: a loop counts once in the compiler's estimate, so that it has one
-layer for all. Shares of the step are of that, and so at most what is said. A ≥ marks the
-search of a rank, whose passes are about six. The numbers are what comes on top of adamw.
+{1e3 * step:.0f} ms: a loop counts once in the compiler's estimate, which so has one
+layer for all. Shares of the step are of that, and at most what is said. A ≥ marks the
+search of a rank, whose passes are about six. All numbers are what is on top of adamw.
 
 {tables.table(["whole step", *header[1:]], lines(whole))}
 
