@@ -74,6 +74,15 @@ def test_windows_have_the_next_characters():
     datasets.load("text", "valid")
 
 
+def test_counts_of_trigrams():
+  """What two characters decide costs nothing, and by hand for single ones."""
+  assert text.counted_loss("abc" * 500, "abc" * 20) < 0.15
+  assert text.counted_loss("abab" * 100, "bca" * 20) > 2
+  # Of 4 characters of 2 kinds: (3 + 2 / 96) / 6 for a, (1 + 2 / 96) / 6 for b.
+  expected = -np.log([(3 + 2 / 96) / 6, (1 + 2 / 96) / 6]).mean()
+  assert text.counted_loss("aaab", "ab", order=1) == pytest.approx(expected)
+
+
 def small():
   return Transformer(
     len(text.ALPHABET), 16, width=16, heads=2, hidden=32, blocks=2, rngs=nnx.Rngs(0)
