@@ -89,10 +89,13 @@ def _write_maths(translator: HTML5Translator, node: nodes.Element, *, block: boo
 
 def _as_written(app, what, name, obj, options, signature, returned):
   """The signature with the types as the source has them, not spelled out."""
+  if what == "class" and hasattr(obj, "_fields"):
+    (node,) = ast.parse(inspect.getsource(obj)).body
+    fields = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign)]
+    return re.sub(r"\b_[a-z]\w*\.", "", f"({', '.join(fields)})"), None
   if not isinstance(obj, types.FunctionType) or what == "class":
     return None
   (node,) = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
-  assert isinstance(node, ast.FunctionDef)
   arguments, returns = (
     re.sub(r"\b_[a-z]\w*\.", "", ast.unparse(part)) if part else None
     for part in (node.args, node.returns)

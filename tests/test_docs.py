@@ -1,6 +1,7 @@
 """The documentation builds without a warning, is complete, and its code runs."""
 
 import doctest
+import math
 import pathlib
 import re
 import textwrap
@@ -64,6 +65,55 @@ def test_nothing_is_loaded_from_elsewhere(site):
   assert not [
     url for page in site.glob("**/*.html") for url in loaded.findall(read(page))
   ]
+
+
+def test_the_notebooks_have_the_address_of_the_site():
+  (address,) = re.findall(
+    r'^repository = "(.*)"$', read(DOCS / "conf.py"), re.MULTILINE
+  )
+  assert len(NOTEBOOKS) == 4
+  for notebook in NOTEBOOKS:
+    assert re.findall(r'REPOSITORY = \\"(.*?)\\"', read(notebook)) == [address]
+
+
+def test_the_first_page_shows_no_directives_on_github():
+  assert "{" not in re.sub(r"```bibtex.*?```", "", read(DOCS / "README.md"), flags=re.S)
+
+
+def test_every_picture_of_the_guide_is_shown_and_has_a_caption():
+  shown = set()
+  for page in [*PAGES, ROOT / "README.md"]:
+    for file, after in re.findall(r"!\[[^\]]+\]\((.+?)\)\s+(\S)", read(page)):
+      shown.add((page.parent / file).resolve())
+      assert after == "*", (page, file)
+  assert shown >= set((DOCS / "figures").resolve().glob("*.png"))
+
+
+def test_choosing_has_the_thresholds_of_the_library():
+  text = read(DOCS / "choosing.md")
+  rows = re.findall(
+    r"^\| `([^|]+?\))`[^|]*\| `([^`|]+)`[^|]*\| `([^`|]+)` \|$", text, re.M
+  )
+  names = vars(rvsm_jax) | {"sqrt": math.sqrt, "beta": 2.0}
+  assert len(rows) == 7
+  for number, (penalty, threshold, lam) in enumerate(rows):
+    gamma, a = 0.3, 100.0
+    if number == 3:  # transformed l1 above a / 2
+      a = 0.1
+    here = names | {"gamma": gamma, "a": a}
+    found = float(rvsm_jax.threshold_for_step(eval(penalty, here), gamma))
+    assert eval(threshold, here) == pytest.approx(found, rel=1e-4), penalty
+    assert eval(lam, here | {"t": found}) == pytest.approx(2.0 * gamma, rel=1e-3)
+
+
+def test_paths_says_what_was_measured():
+  text = read(DOCS / "paths.md")
+  table = read(ROOT / "experiments/results/paths/paths.md")
+  together = re.findall(
+    r"all points together \(vmap\) \|.*\| +([0-9.]+) \|$", table, re.M
+  )
+  low, high = sorted(together)
+  assert f"`vmap` took {low} to {high} times as\nlong as the loop" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

@@ -252,13 +252,18 @@ class TestTraining:
     split = train.splits(ITL, data)[0]
     order = train.batches(ITL, split, 2, 0)
     points = [train.Point(lam, a) for lam, a in ITL.grid]
-    return points, split, order, [trainer.train(p, split, order) for p in points]
+    return (
+      points,
+      split,
+      order,
+      [trainer.train(p, trainer.initial(p.seed)[1], split, order) for p in points],
+    )
 
   def test_one_program_for_grid_seeds_and_final(self, trainer, trained, data):
     final = train.splits(ITL, data)[1]
     for seed in (1, 2):
       order = train.batches(ITL, final, 2, seed)
-      trainer.train(train.Point(0.5, 0.1, seed), final, order)
+      trainer.train(train.Point(0.5, 0.1, seed), trainer.initial(seed)[1], final, order)
     assert trainer.whole._cache_size() == 1
 
   @pytest.mark.slow
@@ -274,13 +279,28 @@ class TestTraining:
   @pytest.mark.slow
   def test_by_single_steps_is_the_same(self, trainer, trained, tmp_path):
     points, split, order, expected = trained
-    params, history = trainer.train_resumably(points[0], split, order, tmp_path, 0.0)
+    params, history = trainer.train_resumably(
+      *(points[0], trainer.initial(points[0].seed)[1], split, order, tmp_path, 0.0)
+    )
     for one, two in zip(
       jax.tree.leaves(params), jax.tree.leaves(expected[0][0]), strict=True
     ):
       np.testing.assert_allclose(one, two, atol=1e-4)
     for name, values in expected[0][1].items():
       np.testing.assert_allclose(history[name], values, atol=0.05)
+
+  def test_the_phase_on_the_support_trains_what_is_not_zero(self, trained):
+    points, split, order, expected = trained
+    networks = [params for params, _ in expected if rvsm_jax.sparsity(params) > 0]
+    sparse = min(networks, key=rvsm_jax.sparsity)
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(sparse)]
+    steps = order.shape[0] * order.shape[1]
+    settling = train.Trainings(ITL, steps, on_support=True)
+    after, _ = settling.train(points[0], sparse, split, order)
+    for old, new in zip(before, jax.tree.leaves(after), strict=True):
+      if old.ndim > 1:
+        np.testing.assert_array_equal(new == 0, old == 0)
+      assert not np.array_equal(old, new)
 
   def test_measures_are_the_librarys(self, trainer, trained):
     points, _, _, expected = trained
@@ -373,13 +393,15 @@ class TestCell:
     with pytest.raises(KilledError):
       train.cell(*arguments)
     first = train.cell(*arguments)
-    # The killed one is trained again, and then two seeds.
-    assert len(calls) == len(ITL.grid) + 3
+    # The killed one is trained again; then two seeds, and each on its support.
+    assert len(calls) == len(ITL.grid) + 5
     assert train.cell(*arguments) == first
-    assert len(calls) == len(ITL.grid) + 3
+    assert len(calls) == len(ITL.grid) + 5
     lams = [(p["lam"], p["a"]) for p in first["points"]]
     assert lams == ITL.grid
     assert [final["seed"] for final in first["finals"]] == [0, 1]
+    for final in first["finals"]:
+      assert final["settled"]["parameters"] <= final["parameters"]
     assert [point["a"] for point in first["by_a"]] == [0.1, 1.0]
     # Any network is small enough for this budget, and none for the next.
     within = train.cell(*arguments, budget=(1.0, 1.0))["within"]
@@ -489,6 +511,21 @@ class TestReport:
     assert "within the paper's ratios" in second
     assert "**yes**" in second
 
+  def test_the_phase_on_the_support_stands_beside_what_was_before(self):
+    found = result(itl=(0.97, 0.1, 0.1))
+    assert report.table_settled({"pendigits": found}).startswith("No result")
+    for name in ("l1", "itl"):
+      for final in found["methods"][name]["finals"]:
+        final["settled"] = {**final, "accuracy": final["accuracy"] + 0.01}
+    before, after = report.table_settled({"pendigits": found}).splitlines()[2:4]
+    l1, _, _, itl = (cell.strip() for cell in after.split("|")[4:8])
+    assert (l1, itl) == ("**0.9805±0.0007**",) * 2
+    assert "0.9705±0.0007" in before
+    text = report.claims({"pendigits": found}).splitlines()[-2:]
+    assert "**no**" in text[0]
+    assert "after the phase on the support" in text[1]
+    assert "**yes**" in text[1]
+
   def test_a_part_of_a_data_set_is_named_and_not_compared(self):
     found = result("cifar10", itl=(0.999, 0.01, 0.01))
     found["config"]["problem"] = dataclasses.asdict(configs.PROBLEMS["cifar10"].quick)
@@ -530,8 +567,8 @@ class TestReport:
       main.rebuild(tmp_path)
 
 
-def untrained(trainings, point, split, order):
-  params = trainings.initial(point.seed)[1]
+def untrained(trainings, point, params, split, order):
+  del point
   found = trainings.metrics(TrainState(0, params, (), {}), split.held)
   return params, {name: np.array([value] * len(order)) for name, value in found.items()}
 

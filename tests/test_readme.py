@@ -34,13 +34,18 @@ def test_is_two_screens_and_its_tables_are_narrow():
     assert row.count("|") <= 7
 
 
+def cells(text: str) -> list[list[str]]:
+  """The rows of all tables, without the space that aligns them."""
+  rows = [line for line in text.splitlines() if line.startswith("|")]
+  split = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+  return [row for row in split if not all(set(cell) <= set(":-") for cell in row)]
+
+
 def test_tables_stand_in_a_committed_result():
-  rows = [line for line in README.splitlines() if line.startswith("|")]
-  files = ROOT.glob("experiments/results/**/*.md")
-  written = "\n".join(file.read_text(encoding="utf-8") for file in files)
+  summary = cells((ROOT / "experiments/results/summary.md").read_text(encoding="utf-8"))
+  rows = cells(README)
   assert rows
-  missing = [row for row in rows if row not in written]
-  assert not missing
+  assert not [row for row in rows if row not in summary]
 
 
 def test_links_lead_somewhere():

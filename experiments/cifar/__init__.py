@@ -30,14 +30,14 @@ def main(
   Rows are trained by their worth. Run again after a kill, the same command goes on and
   ends with the same numbers. A run differs from the paper's by its flags alone:
   `--recipe fast --width 0.25 --epochs 15` for CPU; for a GPU
-  `--recipe fast --epochs 30 --precision bfloat16 --jobs 6`.
+  `--recipe fast --epochs 30 --batch-size 512 --precision bfloat16`.
 
   Args:
     settings: the size of a training, and what all rows have in common.
     places: where it reads and writes; reports go to a folder named after the settings.
     rows: only these, or those of the tables 1, 2, beyond.
-    jobs: how many rows at the same time, each in a process of its own; one program
-      leaves much of a GPU idle, above all while it is compiled.
+    jobs: how many rows at the same time, each in a process of its own, on CPU with one
+      thread. Several on one GPU mostly wait for each other.
 
   Raises:
     ValueError: for an unknown row.

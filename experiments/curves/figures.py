@@ -32,8 +32,8 @@ def draw(data: str, blocks: Blocks, directory: pathlib.Path) -> list[pathlib.Pat
 
 def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
   """Accuracy against zeros: paths, full trainings, and the paper's rows."""
-  with plots.figure(file, width=8.4, height=4.6) as axes:
-    (panel,) = axes[0]
+  with plots.figure(file, columns=2, width=5.2, height=4.2) as axes:
+    panel, full_size = axes[0]
     for color, (penalty, a) in zip(plots.COLORS, path.PENALTIES, strict=False):
       name = report.penalty_name(results.plain(Config(penalty=penalty, a=a)))
 
@@ -55,7 +55,7 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
         label=name,
       )
       full = [r["final"] for r in blocks["tuned"] if mine(r)]
-      panel.scatter(
+      full_size.scatter(
         [1 - f["zeros"]["u"] for f in full],
         [f["accuracy"]["u"] for f in full],
         color=color,
@@ -65,7 +65,7 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
       )
       row = paper.row(data, penalty, a)
       if row is not None:
-        panel.scatter(
+        full_size.scatter(
           1 - row[1].sparsity / 100,
           row[1].accuracy / 100,
           color=color,
@@ -74,23 +74,29 @@ def draw_path(data: str, blocks: Blocks, file: pathlib.Path) -> None:
           zorder=3,
         )
     styles: dict[str, dict[str, Any]] = {
-      f"path: {path.REDUCED['train_size']:,} images, {path.REDUCED['epochs']} epochs,"
-      " validation": {"marker": "o", "markersize": 4},
-      "tuned row: 5,000 images, 10 epochs, test": {"marker": "*", "markersize": 11},
-      "Xue & Xin (2019): w, below 1e-10": {"marker": "x", "markersize": 7},
+      "u of the tuned rows": {"marker": "*", "markersize": 11},
+      "paper: w, below 1e-10": {"marker": "x", "markersize": 7},
     }
     for label, style in styles.items():
-      panel.plot([], [], color=plots.GREY, linestyle="none", label=label, **style)
+      full_size.plot([], [], color=plots.GREY, linestyle="none", label=label, **style)
+    size, epochs = path.REDUCED["train_size"], path.REDUCED["epochs"]
     panel.set(
-      title=f"{report.title(data)}: accuracy of u against its weights",
-      xlabel="share of the dense layer's weights that is not zero",
-      ylabel="accuracy",
-      xscale="log",
+      title=f"{report.title(data)}: {size:,} images, {epochs} epochs",
+      ylabel="accuracy of u, validation",
     )
-    panel.invert_xaxis()
-    panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    plots.percent_axis(panel)
-    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    full_size.set(title="5,000 images, 10 epochs", ylabel="accuracy, test")
+    # A network that has learnt nothing would squash the others.
+    best = max(p["final"]["accuracy"]["u"] for p in blocks["path"])
+    low = min(p["final"]["accuracy"]["u"] for p in blocks["path"])
+    panel.set_ylim(max(low, best - 0.25) - 0.01, best + 0.01)
+    for axis in (panel, full_size):
+      axis.set(xlabel="weights of the dense layer that are not zero", xscale="log")
+      axis.invert_xaxis()
+      axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    plots.percent_axis(panel, 0)
+    plots.percent_axis(full_size, 2)
+    panel.legend(fontsize=8, loc="lower left")
+    full_size.legend(fontsize=8, loc="best", frameon=True, edgecolor="none")
 
 
 def draw_distributions(blocks: Blocks, file: pathlib.Path) -> None:

@@ -265,9 +265,9 @@ def _table_1_or_2(rows: Sequence[dict[str, Any]], block: str) -> str:
   header = ["penalty", "paper: accuracy", "paper: sparsity"]
   header += ["accuracy of w", "of u", "of w cut"]
   header += ["of u, unseen font"] if unseen else []
-  header += ["zeros in u", *(f"w below 1e-{n}" for n in measure.EXPONENTS)]
+  header += ["zeros in u"]
   header += ["threshold", "beta"] if block != "printed" else []
-  lines = []
+  lines, shares = [], []
   for group in _groups(rows):
     config = group[0]["config"]
     printed = paper.row(config["data"], config["penalty"], config["a"])
@@ -285,7 +285,6 @@ def _table_1_or_2(rows: Sequence[dict[str, Any]], block: str) -> str:
       sparse = "w" if config["penalty"] == "none" else "u"
       line.append(_mean(group, "unseen_font", "accuracy", sparse, decimals=1))
     line.append(_mean(group, "zeros", "u"))
-    line += [_mean(group, "w_below", str(n)) for n in measure.EXPONENTS]
     if block != "printed":
       line += (
         ["–", "–"]
@@ -293,7 +292,10 @@ def _table_1_or_2(rows: Sequence[dict[str, Any]], block: str) -> str:
         else [f"{config['threshold']:g}", f"{config['beta']:g}"]
       )
     lines.append(line)
-  return table(header, lines)
+    below = [_mean(group, "w_below", str(n)) for n in measure.EXPONENTS]
+    shares.append([_penalty(group), *below])
+  scales = ["w below", *(f"1e-{n}" for n in measure.EXPONENTS)]
+  return f"{table(header, lines)}\n\n{table(scales, shares)}"
 
 
 def _protocols(rows: Sequence[dict[str, Any]]) -> str:

@@ -189,6 +189,8 @@ class Config:
       layer.
     mu: share of l1 in SGL.
     validation_share: of the training examples, held out for the grid search.
+    settle: length of the phase on the support that follows a final training, as a
+      share of it.
   """
 
   problem: Problem
@@ -196,6 +198,7 @@ class Config:
   s: float = 0.2
   mu: float = 0.5
   validation_share: float = 0.2
+  settle: float = 1 / 3
 
   @property
   def grid(self) -> list[tuple[float, float]]:
@@ -214,6 +217,11 @@ class Config:
   def search_epochs(self) -> int:
     """Passes of each training of the grid search."""
     return self.problem.search_epochs or self.problem.epochs
+
+  @property
+  def settle_epochs(self) -> int:
+    """Passes of the phase on the support."""
+    return max(1, round(self.settle * self.problem.epochs))
 
 
 def penalty(config: Config, layer: int, a: ArrayLike) -> rvsm_jax.Penalty:
@@ -245,6 +253,18 @@ def penalty(config: Config, layer: int, a: ArrayLike) -> rvsm_jax.Penalty:
       raise ValueError(f"{config.method.name} has no proximal step.")
 
 
+def _base(
+  config: Config, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  rate = optax.cosine_decay_schedule(config.problem.learning_rate, steps)
+  return {"sgd": optax.sgd, "adam": optax.adam}[config.problem.optimizer](rate), rate
+
+
+def on_support(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+  """The same without a penalty; what is zero stays so."""
+  return optax.chain(_base(config, steps)[0], rvsm_jax.keep_zeros(rvsm_jax.kernels))
+
+
 def optimizer(
   config: Config, steps: int, lam: ArrayLike, a: ArrayLike
 ) -> optax.GradientTransformationExtraArgs:
@@ -256,9 +276,8 @@ def optimizer(
     lam: weight of the penalty; it and `a` may be tracers.
     a: shape of transformed l1.
   """
-  rate = optax.cosine_decay_schedule(config.problem.learning_rate, steps)
+  base, rate = _base(config, steps)
   mask = rvsm_jax.kernels
-  base = {"sgd": optax.sgd, "adam": optax.adam}[config.problem.optimizer](rate)
   if config.method.penalty == "l2":
     return optax.chain(optax.add_decayed_weights(lam, mask=mask), base)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 import numpy as np
 
 from experiments.core import plots
@@ -87,10 +88,19 @@ def draw_penalties(
       level = np.asarray(jax.vmap(penalty.value)(points)).reshape(401, 401)
       low, high = float(level.min()), float(level.max())
       edges = np.linspace(low, high, 11)[1:-1] if title != "l0" else [0.5, 1.5]
-      panel.contourf(side, side, level, 24, cmap="Blues")
+      # Each has its own scale: the pictures are about shape.
+      shown = (level - low) / (high - low or 1.0)
+      filled = panel.contourf(side, side, shown, np.linspace(0, 1, 25), cmap="Blues")
       panel.contour(side, side, level, edges, colors="#333333", linewidths=0.8)
       panel.set(title=title, aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
       panel.grid(False)
+    for panel in axes[-1]:
+      panel.set_xlabel("first weight")
+    for panel in axes[:, 0]:
+      panel.set_ylabel("second weight")
+    bar = axes[0, 0].figure.colorbar(filled, ax=axes, shrink=0.7, ticks=[0, 1])
+    bar.set_ticklabels(["lowest", "highest"])
+    bar.set_label("penalty")
 
 
 def draw_boxes(results: Results, path: pathlib.Path) -> None:
@@ -110,31 +120,28 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
           finals = result["methods"][method]["finals"]
           numbers = [final[measure] for final in finals]
           color = _STYLES[method]["color"]
-          panel.boxplot(
-            [numbers],
-            positions=[place],
-            widths=0.55,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": color, "alpha": 0.35, "edgecolor": color},
-            medianprops={"color": color, "linewidth": 2},
-            whiskerprops={"color": color},
-            capprops={"color": color},
-          )
-          panel.plot([place] * len(numbers), numbers, ".", color=color, markersize=5)
+          # Too few for a box: all of them, and their mean.
+          panel.plot([place] * len(numbers), numbers, "o", color=color, markersize=4)
+          panel.hlines(np.mean(numbers), place - 0.3, place + 0.3, color=color)
         short = [_SHORT[m].replace("integrated ", "int. ") for m in methods]
         short = [
           text.replace("the same, proximal", "int. TL1,\nprox.") for text in short
         ]
         panel.set_xticks(range(len(methods)), short, fontsize=8)
-        panel.set_title(f"{result['config']['problem']['title']}: {label}", fontsize=9)
-        plots.percent_axis(panel)
+        panel.set_title(result["config"]["problem"]["title"], fontsize=9)
+        panel.set_ylabel(label)
+        panel.set_xlim(-0.6, len(methods) - 0.4)
+        plots.percent_axis(panel, 1)
 
 
 def draw_trade_off(results: Results, path: pathlib.Path) -> None:
   """Validation accuracy against both ratios over the grid; Figure 4 of the paper."""
-  with plots.figure(path, len(results), 2, width=5.0, height=3.2) as axes:
-    for panels, result in zip(axes, results.values(), strict=True):
+  rows = -(-len(results) // 2)
+  with plots.figure(path, rows, 4, width=3.2, height=2.9) as axes:
+    pairs = axes.reshape(-1, 2)
+    for unused in pairs[len(results) :].flat:
+      unused.set_axis_off()
+    for panels, result in zip(pairs, results.values(), strict=False):
       best = 0.0
       for panel, measure in zip(panels, ("flops", "parameters"), strict=True):
         for method in _METHODS:
@@ -153,9 +160,11 @@ def draw_trade_off(results: Results, path: pathlib.Path) -> None:
         panel.set(xlabel=_MEASURES[measure], ylim=(best - 0.045, best + 0.004))
         panel.set_xlim(-0.03, 1.03)
         panel.xaxis.set_major_formatter(plots.PercentFormatter(1.0))
-        plots.percent_axis(panel)
+        plots.percent_axis(panel, 0)
       panels[0].set_ylabel("validation accuracy")
-    axes[0, 0].legend(fontsize=8, loc="lower right")
+    axes[0, 0].figure.legend(
+      *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6
+    )
 
 
 def _frontier(points: list[dict[str, Any]], measure: str) -> list[tuple[float, float]]:
@@ -188,7 +197,7 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
           panel.plot(steps, accuracy, label=_SHORT[method], **style)
       panel.set_title(result["config"]["problem"]["title"], fontsize=9)
       panel.set(xlabel="updates", ylim=(top - 0.1, top + 0.005))
-      plots.percent_axis(panel)
+      plots.percent_axis(panel, 0)
     for panel in axes[:, 0]:
       panel.set_ylabel("test accuracy")
     last, unused = panels[len(results) - 1], panels[len(results) :]
@@ -204,27 +213,32 @@ def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
   methods = [m for m in _METHODS[1:] if m in result["methods"]]
   first = result["methods"][methods[0]]["finals"][0]["first_layer"]
   count = min(16, np.shape(first)[-1])
+  kernels = {
+    method: np.array(result["methods"][method]["finals"][0]["first_layer"])
+    for method in methods
+  }
+  limit = max(np.abs(kernel).max() for kernel in kernels.values()) or 1.0
   with plots.figure(path, len(methods), count, width=0.62, height=0.8) as axes:
-    for panels, method in zip(axes, methods, strict=True):
-      kernel = np.array(result["methods"][method]["finals"][0]["first_layer"])
-      limit = np.abs(kernel).max() or 1.0
+    for panels, (method, kernel) in zip(axes, kernels.items(), strict=True):
       for number, panel in enumerate(panels):
-        _draw_filter(panel, kernel[:, :, 0, number], limit)
+        image = _draw_filter(panel, kernel[:, :, 0, number], limit)
       share = np.mean(kernel == 0)
-      text = f"{_SHORT[method]}: {share:.0%} zeros (grey)"
+      text = f"{_SHORT[method]}: {share:.0%} zeros (black)"
       title = panels[0].text(0, 1.12, text, transform=panels[0].transAxes, fontsize=9)
       # It is wider than its panel, and would push the next one away.
       title.set_in_layout(False)
       panels[0].set_title(" ", fontsize=12)
+    bar = axes[0, 0].figure.colorbar(image, ax=axes, shrink=0.7)
+    bar.set_label("weight of a 3 x 3 filter")
 
 
-def _draw_filter(panel: Axes, values: np.ndarray, limit: float) -> None:
+def _draw_filter(panel: Axes, values: np.ndarray, limit: float) -> AxesImage:
   panel.set(xticks=[], yticks=[])
   panel.grid(False)
   panel.spines[:].set(visible=True, color="#CCCCCC")
-  panel.set_facecolor("#A0A0A0")
+  panel.set_facecolor("black")
   shown = np.ma.masked_equal(values, 0)
-  panel.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit)
+  return panel.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit)
 
 
 def draw_shapes(result: dict[str, Any], path: pathlib.Path) -> None:

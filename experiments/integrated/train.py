@@ -113,12 +113,12 @@ def _padded(examples: Examples, size: int) -> Examples:
 
 
 def batches(
-  config: configs.Config, split: Split, epochs: int, seed: int
+  config: configs.Config, split: Split, epochs: int, seed: int, phase: int = 1
 ) -> NDArray[np.int32]:
   """Those of a training; an epoch has as many steps as one on all examples."""
   size = config.problem.batch_size
   shape = (epochs, len(split.examples.y) // size, size)
-  return training.reshuffled((seed, 1), split.chosen, shape)
+  return training.reshuffled((seed, phase), split.chosen, shape)
 
 
 class Point(NamedTuple):
@@ -150,15 +150,21 @@ class Trainings:
   Args:
     config: what to train.
     steps: updates of a training.
+    on_support: whether trainings start from a sparse network, and keep its zeros.
   """
 
-  def __init__(self, config: configs.Config, steps: int):
+  def __init__(self, config: configs.Config, steps: int, on_support: bool = False):
     self.config = config
     graph, params = self.initial(0)
     self.plain, _ = self.initial(0, fused=False)
     self.forward = training.plain_forward(graph)
     self.one = training.Trainer(
-      self.forward, lambda hyper: configs.optimizer(config, steps, *hyper)
+      self.forward,
+      lambda hyper: (
+        configs.on_support(config, steps)
+        if on_support
+        else configs.optimizer(config, steps, *hyper)
+      ),
     )
     self.whole = jax.jit(self._whole)
     self.whole_grid = jax.jit(jax.vmap(self._whole, (None, None, 0, None, None)))
@@ -188,10 +194,10 @@ class Trainings:
     state, history = self.one.whole(params, order, hyper, examples, measure)
     return state.params, history
 
-  def train(self, point: Point, split: Split, order: NDArray) -> Trained:
+  def train(self, point: Point, params: Any, split: Split, order: NDArray) -> Trained:
     """One training as one call."""
     params, history = self.whole(
-      *(self.initial(point.seed)[1], order, point.hyper, split.examples, split.held)
+      *(params, order, point.hyper, split.examples, split.held)
     )
     return params, jax.tree.map(np.asarray, history)
 
@@ -211,6 +217,7 @@ class Trainings:
   def train_resumably(
     self,
     point: Point,
+    params: Any,
     split: Split,
     order: NDArray,
     directory: pathlib.Path,
@@ -233,7 +240,7 @@ class Trainings:
     with Run(directory, self.config) as run:
       state, record = training.fit(
         run,
-        self.one.init(self.initial(point.seed)[1], point.hyper),
+        self.one.init(params, point.hyper),
         epochs=len(order),
         batches=lambda epoch: order[epoch],
         step=self.one.compiled(split.examples, point.hyper),
@@ -396,7 +403,7 @@ class Cell:
     self._checkpoint_seconds = checkpoint_seconds
     per_epoch = len(data.train.y) // config.problem.batch_size
     self._trainings = functools.cache(
-      lambda epochs: Trainings(config, epochs * per_epoch)
+      lambda epochs, on_support: Trainings(config, epochs * per_epoch, on_support)
     )
 
   def points(self) -> list[dict[str, Any]]:
@@ -407,7 +414,7 @@ class Cell:
     wanted = [Point(lam, a) for lam, a in self.config.grid]
     epochs = self.config.search_epochs
     if not backend.on_cpu():
-      trainings = self._trainings(epochs)
+      trainings = self._trainings(epochs, False)
 
       def at_once() -> list[dict[str, Any]]:
         order = batches(self.config, self.search, epochs, 0)
@@ -430,13 +437,25 @@ class Cell:
   def finals(
     self, chosen: dict[str, Any], seeds: Sequence[int]
   ) -> list[dict[str, Any]]:
-    """A point of the grid, trained on all examples and tested, with each seed."""
+    """A point of the grid, trained on all examples and tested, with each seed.
+
+    Each is trained on without a penalty, on the support that it has: "settled".
+    """
 
     def final(point: Point) -> dict[str, Any]:
       params, found = self._trained(point, self.final, self.config.problem.epochs)
       self.run.keep(params, point.name)
       first = np.asarray(kernels(params)[0])
-      return {**found, "first_layer": np.round(first, _DIGITS)}
+      _, settled = self._trained(
+        point, self.final, self.config.settle_epochs, support=params
+      )
+      return {
+        **found,
+        "first_layer": np.round(first, _DIGITS),
+        "settled": {
+          name: settled[name] for name in ("accuracy", "flops", "parameters")
+        },
+      }
 
     points = [Point(chosen["lam"], chosen["a"], seed) for seed in seeds]
     return [
@@ -445,16 +464,20 @@ class Cell:
     ]
 
   def _trained(
-    self, point: Point, split: Split, epochs: int
+    self, point: Point, split: Split, epochs: int, support: Any = None
   ) -> tuple[Any, dict[str, Any]]:
-    order = batches(self.config, split, epochs, point.seed)
-    trainings = self._trainings(epochs)
+    settles = support is not None
+    phase = 2 if settles else 1
+    order = batches(self.config, split, epochs, point.seed, phase)
+    trainings = self._trainings(epochs, settles)
+    start = support if settles else trainings.initial(point.seed)[1]
     if not backend.on_cpu() or layers.is_small(split.examples.x):
-      out = trainings.train(point, split, order)
+      out = trainings.train(point, start, split, order)
     else:
       directory = self.run.directory / "unfinished"
+      name = f"{point.name}-phase{phase}"
       out = trainings.train_resumably(
-        point, split, order, directory / point.name, self._checkpoint_seconds
+        *(point, start, split, order, directory / name, self._checkpoint_seconds)
       )
       shutil.rmtree(directory)
     return out[0], trainings.measured(point, *out)
