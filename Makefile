@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow mutants docs lint format clean
+.PHONY: demo test test-slow accelerators accelerators-cuda mutants docs lint format clean
 
 # The main job: trains the network of Xue & Xin (2019) on planar shapes to exact
 # zeros, and writes its table and figures. Interrupted, it resumes.
@@ -17,6 +17,24 @@ test: $(VENV)/.ready
 # The tests of more than ten seconds, which CI runs too.
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+
+# What the compilers of TPUs and of NVIDIA GPUs, which need no such device, make of the
+# library: tests of traffic, temporaries and communication. The second takes 5 GB.
+accelerators: .venv-tpu/.ready
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -m accelerators tests/test_accelerators.py
+
+accelerators-cuda: .venv-cuda/.ready
+	JAX_PLATFORMS=cpu .venv-cuda/bin/python -m pytest -m accelerators tests/test_accelerators.py
+
+# Environments of their own, because with libtpu installed plain JAX looks for a TPU. All
+# but the compiler they take from the first one.
+.venv-%/.ready: $(VENV)/.ready
+	$(BIN)/python -m venv .venv-$*
+	echo $(abspath $(VENV))/lib/python*/site-packages \
+	  > $$(echo .venv-$*/lib/python*/site-packages)/base.pth
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(CONSTRAINTS) --editable '.[$*]'
+	touch $@
 
 # Injects defects into the library and writes who notices into tests/mutants.md.
 mutants: $(VENV)/.ready
@@ -44,4 +62,4 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-tpu .venv-cuda runs

@@ -16,6 +16,7 @@ EXPERIMENTS = {
   "frontier": "accuracy against zeros, ours and pruning",
   "paths": "whole regularisation paths by one compiled program",
   "benchmark": "speed and memory of the transformations",
+  "accelerators": "what the compilers of TPUs and GPUs make of the library",
   "compaction": "networks without their dead units",
   "export": "sizes of sparse checkpoints, and when BCOO is faster",
   "fista": "convex problems: FISTA against others",

@@ -132,37 +132,41 @@ def weighted_block_soft_threshold(
 ) -> jax.Array:
   """Block soft thresholding by `gamma * weights`, with one weight or one per group."""
   x = _validate.float_array("x", x)
-  _validate.check_nonnegative("gamma (the step)", gamma)
   axes = group_axes(x, groups)
+  if not axes or not _thresholds.is_per_entry(jnp.asarray(gamma), x):
+    return times_share(x, block_share(x, gamma, weights, groups))
+  _validate.check_nonnegative("gamma (the step)", gamma)
   z = x.astype(_validate.compute_dtype(x.dtype))
   gamma = jnp.asarray(gamma).astype(z.dtype)
   weights = per_group("weights", weights, z, axes)
-  if axes and _thresholds.is_per_entry(gamma, x):
-    out = shrink_groups_in_metric(z, gamma * weights, axes)
-  else:
-    gamma = per_group("gamma (the step)", gamma, z, axes)
-    out = shrink_groups(z, gamma * weights, axes)
+  out = shrink_groups_in_metric(z, gamma * weights, axes)
   return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def block_share(
+  x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
+) -> jax.Array:
+  """The factor by which block soft thresholding shrinks each group, on its axes."""
+  x = _validate.float_array("x", x)
+  _validate.check_nonnegative("gamma (the step)", gamma)
+  axes = group_axes(x, groups)
+  z = x.astype(_validate.compute_dtype(x.dtype))
+  weights = per_group("weights", weights, z, axes)
+  gamma = per_group("gamma (the step)", gamma, z, axes)
+  return _group_share(z, gamma * weights, axes)
+
+
+def times_share(x: jax.Array, share: jax.Array) -> jax.Array:
+  """The groups of x times their factors; what is not finite stays what it is."""
+  return jnp.where(jnp.isfinite(x), (x.astype(share.dtype) * share).astype(x.dtype), x)
+
+
 def shrink_groups(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """Moves the norm of each group by -gamma, at most to 0; gamma may be negative."""
   return x * _group_share(x, gamma, axes)
 
 
-@shrink_groups.defjvp
-def _shrink_groups_jvp(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
-  x, gamma = primals
-  dx, dgamma = tangents
-  # By the norm, whose own derivative is right at zero, for derivatives of this one.
-  norm = group_norm(x, axes)
-  share, unit = _kept_share(norm, gamma), _unit(x, norm)
-  along = jnp.sum(unit * dx, axis=axes, keepdims=True)
-  turned = share * dx + unit * ((1 - share) * along - dgamma)
-  return shrink_groups(x, gamma, axes), jnp.where(share != 0, turned, 0)
-
-
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _group_share(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """The factor of each group by which its norm moves by -gamma, at least 0.
 
@@ -173,6 +177,18 @@ def _group_share(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.A
   scale = 1 / jnp.clip(jnp.abs(gamma), tiny, 1 / tiny)
   norm = jnp.sqrt(jnp.sum(jnp.square(x * scale), axis=axes, keepdims=True))
   return _kept_share(norm, gamma * scale)
+
+
+@_group_share.defjvp
+def _group_share_jvp(axes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+  x, gamma = primals
+  dx, dgamma = tangents
+  # By the norm, whose own derivative is right at zero, for derivatives of this one.
+  norm = group_norm(x, axes)
+  share = _kept_share(norm, gamma)
+  along = jnp.sum(_unit(x, norm) * dx, axis=axes, keepdims=True)
+  change = _unit((1 - share) * along - dgamma, norm)
+  return _group_share(x, gamma, axes), jnp.where(share != 0, change, 0)
 
 
 def _kept_share(norm: jax.Array, gamma: jax.Array) -> jax.Array:

@@ -60,8 +60,12 @@ def group_lasso(
     return _group_thresholds.weighted_block_soft_threshold(x, step, weights, groups)
 
   cutoff = _penalty.Cutoff(lambda step: step * weights, lambda t: t / weights)
+  passes = _penalty.Passes(
+    lambda x, step: _group_thresholds.block_share(x, step, weights, groups),
+    lambda x, step, share: _group_thresholds.times_share(x, share),
+  )
   return _penalty.Penalty(
-    _penalty.wide_value(value), _penalty.ProximalMap(prox, cutoff)
+    _penalty.wide_value(value), _penalty.ProximalMap(prox, cutoff, passes=passes)
   )
 
 
@@ -128,7 +132,7 @@ def integrated_tl1(
     2.25
   """
   _validate.check_share("mu", mu)
-  return _then_group(_componentwise.transformed_l1(a), mu, groups)
+  return _then_group(_componentwise.transformed_l1(a), mu, groups, heavy=True)
 
 
 def integrated_tl1_schedule(num_layers: int, s: float) -> tuple[float, ...]:
@@ -163,7 +167,10 @@ def integrated_tl1_schedule(num_layers: int, s: float) -> tuple[float, ...]:
 
 
 def _then_group(
-  first: _penalty.Penalty, mu: ArrayLike, groups: _group_thresholds.Groups
+  first: _penalty.Penalty,
+  mu: ArrayLike,
+  groups: _group_thresholds.Groups,
+  heavy: bool = False,
 ) -> _penalty.Penalty:
   """mu of `first` and 1 - mu of the group lasso; the prox is their composition."""
   second = group_lasso(groups)
@@ -178,7 +185,19 @@ def _then_group(
     m = jnp.asarray(mu).astype(z.dtype)
     return second.prox(first.prox(z, step * m), step * (1 - m)).astype(x.dtype)
 
-  return _penalty.Penalty(_penalty.wide_value(value), _penalty.ProximalMap(prox))
+  def share(x: jax.Array, step: ArrayLike) -> jax.Array:
+    step = jnp.asarray(step)
+    inner = first.prox(x, step * mu)
+    return _group_thresholds.block_share(inner, step * (1 - mu), 1.0, groups)
+
+  def shrunk(x: jax.Array, step: ArrayLike, share: jax.Array) -> jax.Array:
+    inner = first.prox(x, jnp.asarray(step) * mu)
+    return _group_thresholds.times_share(inner, share)
+
+  return _penalty.Penalty(
+    _penalty.wide_value(value),
+    _penalty.ProximalMap(prox, passes=_penalty.Passes(share, shrunk, heavy)),
+  )
 
 
 def _flat_groups(
@@ -195,9 +214,13 @@ def _flat_groups(
   ) -> jax.Array:
     axes = _group_thresholds.group_axes(x, groups)
     last = tuple(range(x.ndim - len(axes), x.ndim))
-    moved = jnp.moveaxis(x, axes, last)
-    rows = moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
-    return jnp.moveaxis(function(rows, step).reshape(moved.shape), last, axes)
+
+    def flat(x: jax.Array) -> jax.Array:
+      moved = jnp.moveaxis(x, axes, last)
+      rows = moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
+      return jnp.moveaxis(function(rows, step).reshape(moved.shape), last, axes)
+
+    return _penalty.unsharded(flat, axes)(x)
 
   return prox
 
@@ -239,7 +262,6 @@ def exclusive_lasso(groups: _group_thresholds.Groups = "out") -> _penalty.Penalt
      [0.]]
   """
 
-  @_penalty.unsharded
   @_flat_groups
   def threshold(rows: jax.Array, step: jax.Array) -> jax.Array:
     scale = _group_thresholds.group_scale(rows, (rows.ndim - 1,))
@@ -334,7 +356,6 @@ def combined_group_exclusive(
     m = jnp.asarray(mu).astype(x.dtype)
     return m * exclusive.value(x) + (1 - m) * lasso.value(x)
 
-  @_penalty.unsharded
   @_flat_groups
   def solve(rows: jax.Array, step: jax.Array) -> jax.Array:
     m = jnp.asarray(mu).astype(rows.dtype)

@@ -6,7 +6,7 @@ pytree, or, if it is one of a whole pytree, to all of them together. `prox(x, st
 one of the minimisers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -60,6 +60,21 @@ class Cutoff(NamedTuple):
   to_step: Callable[..., jax.Array]
 
 
+class Passes(NamedTuple):
+  """A proximal map in two passes over x, for a step that is a scalar.
+
+  Attributes:
+    first: from `(x, step)` to some numbers of the whole array.
+    second: from `(x, step, numbers)` to the proximal map.
+    heavy: whether both take so many operations that a CPU does better to keep what they
+      share.
+  """
+
+  first: Callable[[jax.Array, ArrayLike], jax.Array]
+  second: Callable[[jax.Array, ArrayLike, jax.Array], jax.Array]
+  heavy: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class ProximalMap:
   """A proximal map of this library, and what is known of it.
@@ -71,12 +86,14 @@ class ProximalMap:
     cutoff: its threshold, None if it has none.
     cheap: whether it takes so few operations that a pass over memory costs more.
     joint: whether it, and the value beside it, take a whole pytree.
+    passes: it as two passes, where it is no single one.
   """
 
   function: Callable[..., Any]
   cutoff: Cutoff | None = None
   cheap: bool = False
   joint: bool = False
+  passes: Passes | None = None
 
   def __call__(self, x: Any, step: ArrayLike) -> Any:
     return self.function(x, step)
@@ -90,6 +107,11 @@ def is_cheap(penalty: Penalty) -> bool:
 def is_joint(penalty: Penalty) -> bool:
   """Whether the penalty is one of a whole pytree."""
   return isinstance(penalty.prox, ProximalMap) and penalty.prox.joint
+
+
+def passes(penalty: Penalty) -> Passes | None:
+  """Its proximal map in two passes over memory, if it is one that needs them."""
+  return penalty.prox.passes if isinstance(penalty.prox, ProximalMap) else None
 
 
 def wide_value(function: Callable[..., Any]) -> Callable[[jax.Array], jax.Array]:
@@ -140,16 +162,25 @@ def checked(
   return z, step
 
 
-def unsharded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Lets a function that ranks entries see all of them, under an explicit mesh."""
+def unsharded(
+  function: Callable[..., jax.Array], axes: Iterable[int] | None = None
+) -> Callable[..., jax.Array]:
+  """Lets a function that ranks entries along axes see all, under an explicit mesh.
+
+  Args:
+    function: of an array, and of whatever else.
+    axes: those along which it ranks; None for all.
+  """
 
   @functools.wraps(function)
   def wrapper(x: jax.Array, *args: Any) -> jax.Array:
     spec = jax.typeof(x).sharding.spec
-    if all(axis is None for axis in spec):
+    ranked = range(x.ndim) if axes is None else axes
+    if all(spec[axis] is None for axis in ranked):
       return function(x, *args)
-    whole = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*[None] * x.ndim))
-    return jax.sharding.reshard(function(whole, *args), spec)
+    whole = [None if axis in ranked else spec[axis] for axis in range(x.ndim)]
+    x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*whole))
+    return jax.sharding.reshard(function(x, *args), spec)
 
   return wrapper
 
@@ -208,11 +239,20 @@ def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:
 
   if not isinstance(inner, ProximalMap):
     return Penalty(value, prox)
-  cutoff = inner.cutoff
-  if cutoff is not None:
-    of_step, to_step = cutoff
-    cutoff = Cutoff(lambda step: of_step(step * lam), lambda t: to_step(t) / lam)
-  return Penalty(value, dataclasses.replace(inner, function=prox, cutoff=cutoff))
+  known: dict[str, Any] = {}
+  if inner.cutoff is not None:
+    of_step, to_step = inner.cutoff
+    known["cutoff"] = Cutoff(
+      lambda step: of_step(step * lam), lambda t: to_step(t) / lam
+    )
+  if inner.passes is not None:
+    first, second, heavy = inner.passes
+    known["passes"] = Passes(
+      lambda x, step: first(x, step * lam),
+      lambda x, step, numbers: second(x, step * lam, numbers),
+      heavy,
+    )
+  return Penalty(value, dataclasses.replace(inner, function=prox, **known))
 
 
 def check_penalty(penalty: Any) -> None:

@@ -73,9 +73,10 @@ def proximal(
 
   .. note::
     Updates are differences, :math:`w_{t+1} - w_t`, so that the old weights have to be
-    kept until group norms of the new ones are known, in temporary memory of their
-    size. Where that matters, leave the map out of the chain and take it after
-    `optax.apply_updates`, which needs none::
+    kept until group norms of the new ones are known; the sum :math:`w_t + d_t` is then
+    taken twice. Only on CPU, with :func:`integrated_tl1`, temporary memory of their
+    size is cheaper. Where that matters, leave the map out of the chain and take it
+    after `optax.apply_updates`, which needs none::
 
       params = optax.apply_updates(params, updates)
       selected = rvsm_jax.kernels(params)
@@ -136,8 +137,17 @@ def proximal(
     _masks.require_params("proximal", params)
     step = learning_rate(state.count) * lam(state.count)
 
-    new = _masks.map_selected(_transform.reached, _masks.drop, mask, params, updates)
-    new = _transform.prox(penalty, new, step)
+    if _penalty.is_joint(penalty):
+      new = _masks.map_selected(_transform.reached, _masks.drop, mask, params, updates)
+      new = penalty.prox(new, step)
+    else:
+      new = _masks.map_selected(
+        lambda w, d: _transform.prox_of_sum(penalty, w, d, step),
+        _masks.drop,
+        mask,
+        params,
+        updates,
+      )
 
     def move(w: jax.Array, d: jax.Array | None, z: jax.Array) -> jax.Array | None:
       return None if d is None else _transform.towards(w, z)

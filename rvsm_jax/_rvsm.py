@@ -172,8 +172,10 @@ def rvsm(
     new = params if ordering == "jacobi" else _transform.moved(params, updates)
     u = split(new, count)
     if repeated:
-      # The condition is never false, but u in it makes XLA write over the donated u.
-      u = jax.tree.map(lambda x, old: jnp.where(count >= 0, x, old), u, state.u)
+      # Nothing reads the old u, but with it there XLA writes over the donated one.
+      u = jax.tree.map(
+        lambda x, old: jax.lax.optimization_barrier((x, old))[0], u, state.u
+      )
     return updates, RVSMState(count, u)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

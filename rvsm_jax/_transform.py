@@ -48,6 +48,33 @@ def prox(penalty: _penalty.Penalty, tree: Any, step: ArrayLike) -> Any:
   return _masks.map_named(lambda x: penalty.prox(x, step), tree)
 
 
+def prox_of_sum(
+  penalty: _penalty.Penalty, w: jax.Array, d: jax.Array | None, step: ArrayLike
+) -> jax.Array | optax.MaskedNode:
+  """The proximal map of the sum of w and its update d; nothing without one."""
+  new = reached(w, d)
+  passes = _penalty.passes(penalty)
+  if d is None or passes is None or jnp.ndim(step):
+    return new if d is None else penalty.prox(new, step)
+
+  def again(w: jax.Array, d: jax.Array, step: jax.Array) -> jax.Array:
+    # XLA would keep the sum, or its map, in an array of its own until the numbers are
+    # known. A factor that it does not know, 1, makes it take the sum again instead.
+    new = reached(w, d)
+    one, numbers = jax.lax.optimization_barrier(
+      (jnp.ones((), new.dtype), passes.first(new, step))
+    )
+    return passes.second(reached(w, one * d.astype(new.dtype)), step, numbers)
+
+  if not passes.heavy:
+    return again(w, d, jnp.asarray(step))
+
+  def kept(w: jax.Array, d: jax.Array, step: jax.Array) -> jax.Array:
+    return penalty.prox(reached(w, d), step)
+
+  return jax.lax.platform_dependent(w, d, jnp.asarray(step), cpu=kept, default=again)
+
+
 def value(penalty: _penalty.Penalty, tree: Any) -> jax.Array:
   """The penalty of `tree`: the sum over its leaves, or that of all together."""
   if _penalty.is_joint(penalty):

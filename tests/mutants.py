@@ -393,8 +393,8 @@ MUTANTS = (
     ),
     (
       "scaled: threshold not scaled back",
-      "lambda t: to_step(t) / lam)",
-      "lambda t: to_step(t))",
+      "lambda t: to_step(t) / lam",
+      "lambda t: to_step(t)",
       "cutoff.py::test_scaled_and_rebuilt_penalties_keep_it",
     ),
     (
@@ -407,24 +407,39 @@ MUTANTS = (
   *_of(
     "_sets.py",
     (
+      "nonnegative: the other sign",
+      "jnp.where((x < 0) & (step > 0), 0, x)",
+      "jnp.where((x > 0) & (step > 0), 0, x)",
+      "prox_global.py::test_separable_prox_is_the_global_minimiser prox_properties.py",
+    ),
+  ),
+  *_of(
+    "_ranking.py",
+    (
       "cardinality: of equal magnitudes the last are kept",
-      "place = left - jnp.arange(x.size, dtype=integer).reshape(x.shape)",
-      "place = 1 + jnp.arange(x.size, dtype=integer).reshape(x.shape)",
+      "place = place - stride *",
+      "place = place + stride *",
       "prox_global.py::test_cardinality_keeps_the_largest_and_of_equal_ones_the_first",
     ),
     (
       "cardinality: share rounded down",
-      "return math.ceil(float(known) * size * (1 - 1e-12))",
-      "return math.floor(float(known) * size)",
+      "math.ceil(float(known) * entries * (1 - 1e-12))",
+      "math.floor(float(known) * entries)",
       "prox_global.py::test_cardinality_is_feasible_whatever_the_rounding"
       " prox_global.py::test_cardinality_is_the_nearest_feasible_array"
       " scope.py::test_the_largest_of_all_leaves_are_kept_and_of_equal_ones_the_first",
     ),
     (
-      "nonnegative: the other sign",
-      "jnp.where((x < 0) & (step > 0), 0, x)",
-      "jnp.where((x > 0) & (step > 0), 0, x)",
-      "prox_global.py::test_separable_prox_is_the_global_minimiser prox_properties.py",
+      "cardinality: the search never divides evenly",
+      "even = even | (gap > keys.even)",
+      "even = jnp.zeros_like(even)",
+      "ranking.py::test_few_passes_whatever_the_weights",
+    ),
+    (
+      "cardinality: a carry is lost above 32 bits",
+      "- borrow.astype(jnp.uint32)",
+      "",
+      "ranking.py::test_arithmetic_of_large_numbers",
     ),
   ),
   *_of(

@@ -141,10 +141,7 @@ def test_group_maps_take_no_array_besides(name: str):
   assert compiled.memory_analysis().temp_size_in_bytes < SLACK
 
 
-@on_cpu
-@grouped
-def test_groups_in_a_chain_take_one_array_besides(name: str):
-  """The norms are needed before the first weight can be written."""
+def _in_a_chain(name: str) -> Any:
   x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
   tx = optax.chain(optax.sgd(0.1), _proximal(_penalty(name)))
   state = jax.eval_shape(tx.init, x)
@@ -153,5 +150,26 @@ def test_groups_in_a_chain_take_one_array_besides(name: str):
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
-  compiled = jax.jit(update, donate_argnums=(0, 1)).lower(x, state, x).compile()
+  return jax.jit(update, donate_argnums=(0, 1)).lower(x, state, x).compile()
+
+
+@on_cpu
+def test_group_norms_in_a_chain_take_the_sum_again():
+  """They are needed before the first weight can be written."""
+  compiled = _in_a_chain("group_lasso")
+  assert compiled.memory_analysis().temp_size_in_bytes < SLACK
+  assert compiled.cost_analysis()["bytes accessed"] < 5 * BYTES + SLACK
+
+
+@on_cpu
+def test_integrated_tl1_in_a_chain_takes_one_array_besides():
+  compiled = _in_a_chain("integrated_tl1")
   assert compiled.memory_analysis().temp_size_in_bytes < 2 * BYTES + SLACK
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["rvsm l0", "rvsm l1"])
+def test_the_old_u_is_not_read_where_it_costs_less_to_compute_it(name: str):
+  """Weights and gradients read, weights written; weights read, u written."""
+  found = _compiled(name).cost_analysis()["bytes accessed"]
+  assert found < 5 * BYTES + SLACK

@@ -171,11 +171,11 @@ ELEMENTWISE = {
 }
 
 
-def communication(tx, axis_type):
+def communication(tx, axis_type, spec=SPECS["w1"]):
   """The collectives of an update and what each holds: [(kind, entries), ...]."""
   mesh = grid((4, 2), axis_type)
   with jax.set_mesh(mesh):
-    w = place(mesh, np.ones((ROWS, COLUMNS), np.float32), P("data", "model"))
+    w = place(mesh, np.ones((ROWS, COLUMNS), np.float32), spec)
     state = jax.jit(tx.init)(w)
 
     @jax.jit
@@ -239,6 +239,20 @@ def test_the_check_sees_that_penalties_which_rank_entries_gather(axis_type):
   penalty = rvsm_jax.exclusive_lasso()
   found = communication(rvsm_jax.proximal(LR, penalty, lam=0.1), axis_type)
   assert max(entries for _, entries in found) >= ROWS * COLUMNS // 2
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+  "penalty",
+  [rvsm_jax.exclusive_lasso(), rvsm_jax.combined_group_exclusive(0.5)],
+  ids=["exclusive", "combined"],
+)
+def test_groups_that_are_whole_on_a_device_are_ranked_there(penalty, axis_type):
+  tx = rvsm_jax.proximal(LR, penalty, lam=0.1)
+  assert not communication(tx, axis_type, P(None, ("data", "model")))
+  found = communication(tx, AxisType.Explicit)
+  # Of a group that is split, what is gathered is no column of another device.
+  assert max(entries for _, entries in found) == ROWS * COLUMNS // 2
 
 
 # Its arguments: a module and those of it. A child of a killed parent is killed, too.

@@ -247,7 +247,9 @@ def test_no_array_of_all_weights_is_made():
   ]
   assert max(sizes) == max(map(np.prod, SHAPES.values()))
   assert " sort(" not in text
-  assert " concatenate(" not in text
+  joined = re.findall(r"\w+\[(\d+)\]\S* concatenate\(", text)
+  assert len(joined) == text.count(" concatenate(")
+  assert all(int(size) < 10 for size in joined)
 
 
 # Errors
