@@ -234,7 +234,7 @@ MUTANTS = (
       "admm: mask ignored for the dual",
       "dual = _masks.map_selected(jnp.zeros_like, _masks.drop, mask, params)",
       "dual = jax.tree.map(jnp.zeros_like, params)",
-      "admm.py::test_leaves_that_are_not_selected_get_the_inner_optimizer",
+      "optax_traps.py::test_an_update_keeps_the_structure_of_a_masked_state",
     ),
   ),
   *_of(

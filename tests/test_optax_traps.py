@@ -394,6 +394,20 @@ def test_leaves_that_a_mask_leaves_out_are_the_base_bit_for_bit(case):
     assert found == selected
 
 
+@with_invariant("mask")
+def test_an_update_keeps_the_structure_of_a_masked_state(case):
+  """It also tells of a state that holds more, at first, than an update leaves there."""
+  tx = case.make(mask=rvsm_jax.kernels)
+
+  def update(params):
+    state = tx.init(params)
+    extra = case.extra(params, GRADS[0])
+    return state, tx.update(GRADS[0], state, params, **extra)[1]
+
+  before, after = jax.eval_shape(update, PARAMS)
+  chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+
+
 @with_invariant("mask", "inject")
 def test_a_mask_is_cured_by_static_args(case):
   got, state = run(
