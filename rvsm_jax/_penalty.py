@@ -142,6 +142,15 @@ def whole_prox(
   return ProximalMap(prox)
 
 
+def check_scalar(step: jax.Array, scalar_for: str) -> None:
+  """Refuses a diagonal metric for the penalty that is named."""
+  if step.ndim:
+    raise ValueError(
+      f"step must be a scalar for {scalar_for}, got shape {step.shape}: it has no"
+      " proximal map in a diagonal metric, such as that of proximal_adam."
+    )
+
+
 def checked(
   x: jax.Array, step: ArrayLike, scalar_for: str = ""
 ) -> tuple[jax.Array, jax.Array]:
@@ -149,11 +158,8 @@ def checked(
   _validate.check_nonnegative("step", step)
   z = x.astype(_validate.compute_dtype(x.dtype))
   step = jnp.asarray(step).astype(z.dtype)
-  if step.ndim and scalar_for:
-    raise ValueError(
-      f"step must be a scalar for {scalar_for}, got shape {step.shape}: it has no"
-      " proximal map in a diagonal metric, such as that of proximal_adam."
-    )
+  if scalar_for:
+    check_scalar(step, scalar_for)
   if step.ndim and not _thresholds.is_per_entry(step, x):
     raise ValueError(
       f"step must be a scalar or have one value per entry of x, shape {x.shape}, got"

@@ -86,9 +86,8 @@ def cardinality(
   def prox(tree: Any, step: ArrayLike) -> Any:
     _validate.check_nonnegative("step", step)
     step = jnp.asarray(step)
-    if step.ndim:
-      of = 'cardinality of scope "all"' if scope == "all" else "cardinality"
-      raise ValueError(f"step must be a scalar for {of}, got shape {step.shape}.")
+    of = 'cardinality of scope "all"' if scope == "all" else "cardinality"
+    _penalty.check_scalar(step, of)
     leaves, structure = jax.tree.flatten(tree)
     if not leaves:
       return tree

@@ -485,7 +485,7 @@ TRANSFORMATIONS = (
   Transformation(
     "sparsify",
     rvsm_jax.sparsify,
-    {"sparsity": 0.5, "steps": 4, "mask": None},
+    {"sparsity": 0.5, "steps": 2, "mask": None},
     place="around",
     numbers=(),
     shares=("sparsity",),
