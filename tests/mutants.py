@@ -399,7 +399,7 @@ MUTANTS = (
     ),
     (
       "penalty: a step of the wrong shape accepted",
-      "if step.ndim and scalar_for:",
+      "if scalar_for:",
       "if False:",
       "prox_properties.py::test_only_a_scalar_step",
     ),
