@@ -5,6 +5,7 @@ Each function draws one file of `docs/figures`; all of them take less than a min
 
 from collections.abc import Callable
 import pathlib
+from typing import Any
 
 from flax import nnx
 import jax
@@ -144,10 +145,10 @@ def _ramp(begin: int = 70, length: int = 70) -> optax.Schedule:
   return optax.linear_schedule(0.0, BETA * THRESHOLD**2 / 2, length, begin)
 
 
-def _rvsm(lam: float | optax.Schedule) -> optax.GradientTransformation:
+def _rvsm(lam: Any, penalty: rvsm_jax.Penalty) -> optax.GradientTransformation:
   return rvsm_jax.rvsm_sgd(
     RATE,
-    rvsm_jax.l0(),
+    penalty,
     lam=lam,
     beta=BETA,
     momentum=MOMENTUM,
@@ -179,7 +180,7 @@ def ramp() -> None:
     ):
       lams = [lam(step) if callable(lam) else lam for step in range(STEPS)]
       left.plot(np.sqrt(2 * np.array(lams) / BETA), color=color, label=name)
-      _, _, seen = _train(_rvsm(lam), STEPS, _accuracies)
+      _, _, seen = _train(_rvsm(lam, rvsm_jax.l0()), STEPS, _accuracies)
       right.plot(seen[:, 1], color=color, label=f"{name}, u")
       right.plot(seen[:, 0], "--", color=color, label=f"{name}, w", linewidth=1)
     left.set(title="Threshold of u", xlabel="step", ylabel="sqrt(2 lam / beta)")
@@ -192,7 +193,7 @@ def ramp() -> None:
 def weights() -> None:
   """The weights of a dense network, and w and u of RVSM."""
   dense, _, _ = _train(optax.sgd(RATE, momentum=MOMENTUM), STEPS)
-  model, optimizer, _ = _train(_rvsm(_ramp()), STEPS)
+  model, optimizer, _ = _train(_rvsm(_ramp(), rvsm_jax.l0()), STEPS)
   accuracy_w, accuracy_u, zeros = _accuracies(model, optimizer)
   params = nnx.state(model, nnx.Param)
   sparse = rvsm_jax.sparse_params(optimizer.opt_state, params)
@@ -235,14 +236,7 @@ def target() -> None:
   """`target_sparsity` on the way to 90%."""
   steps, goal = 1500, rvsm_jax.sparsity_schedule(0.9, 1000)
   tx = rvsm_jax.target_sparsity(
-    lambda lam: rvsm_jax.rvsm_sgd(
-      RATE,
-      rvsm_jax.l1(),
-      lam=lam,
-      beta=BETA,
-      momentum=MOMENTUM,
-      mask=rvsm_jax.kernels,
-    ),
+    lambda lam: _rvsm(lam, rvsm_jax.l1()),
     goal,
     mask=rvsm_jax.kernels,
   )

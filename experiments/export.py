@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import os
 import pathlib
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 import tyro
 
-from experiments.core import cli, plots, results, tables, timing
+from experiments.core import backend, cli, plots, results, tables, timing
 from rvsm_jax import export
 
 
@@ -239,9 +238,7 @@ def main(
   """
   if places.quick:
     config = _QUICK
-  if hasattr(os, "sched_setaffinity"):
-    # Before JAX starts its threads: on one core, processor time is time.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  backend.on_one_core()
   result = results.result(
     "export", config, None, sizes=sizes(config), products=products(config)
   )

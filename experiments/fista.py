@@ -10,7 +10,6 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import importlib.util
-import os
 import pathlib
 import sys
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ import optax
 from sklearn import datasets, linear_model
 import tyro
 
-from experiments.core import cli, results, tables, timing
+from experiments.core import backend, cli, results, tables, timing
 import rvsm_jax
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -490,9 +489,7 @@ def main(
   """
   if places.quick:
     config = _QUICK
-  if hasattr(os, "sched_setaffinity"):
-    # Before JAX starts its threads: on one core, processor time is time.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  backend.on_one_core()
   with jax.enable_x64(True):
     result = results.result(
       "fista", config, None, problems=problems(config), paths=paths(config)

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.cifar import config as cifar
 from experiments.cifar import report as cifar_report
 from experiments.core import results
-from experiments.core.tables import table
+from experiments.core.tables import table, with_error
 from experiments.curves import paper as curves_paper
 from experiments.frontier import config as frontier
 from experiments.integrated import paper as integrated_paper
@@ -130,9 +130,7 @@ def _score(task: frontier.Task, result: dict[str, Any], share: float) -> float:
 
 def _error(task: frontier.Task, values: np.ndarray) -> str:
   """The mean and its standard error, in the task's unit."""
-  scale, decimals = (1, 3) if task.in_nats else (100, 2)
-  error = values.std(ddof=1) / np.sqrt(len(values))
-  return f"{scale * values.mean():.{decimals}f} ± {scale * error:.{decimals}f}"
+  return with_error(values, 3) if task.in_nats else with_error(100 * values, 2)
 
 
 def _curves(folder: pathlib.Path) -> Iterator[list[str]]:

@@ -223,10 +223,7 @@ def _cell(task: Task, networks: Mapping[str, list[Any]], network: str) -> str:
   accuracy = task.unit == "%"
   key, factor, digits = ("accuracy", 100.0, 2) if accuracy else ("loss", 1.0, 3)
   values = factor * np.array([one[key] for one in networks[network]])
-  text = f"{np.mean(values):.{digits}f}"
-  if len(values) == 1:
-    return text
-  return f"{text} ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
+  return tables.with_error(values, digits)
 
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:

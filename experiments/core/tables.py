@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 # By the header of each column the format, or a function, of a row.
 Columns = Mapping[str, str | Callable[[Any], str]]
 
@@ -19,6 +21,14 @@ def percent(share: float | None, decimals: int = 2) -> str:
     decimals += 1
     text = f"{100 * share:.{decimals}f}"
   return f"{text}%"
+
+
+def with_error(values: np.ndarray, decimals: int) -> str:
+  """The mean and its standard error; of a single number, that alone."""
+  text = f"{np.mean(values):.{decimals}f}"
+  if len(values) == 1:
+    return text
+  return f"{text} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.{decimals}f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
