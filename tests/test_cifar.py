@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from flax import nnx
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,6 +245,7 @@ def test_where_data_cannot_be_prepared_the_error_says_what_to_do(
     datasets.load("cifar10", "test", tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_without_tfds_and_tensorflow_all_works_but_to_prepare(binary):
   images, labels = datasets.load("cifar10", "train", binary)
   np.savez(binary / "cifar10-3.0.2-train.npz", images=images, labels=labels)
@@ -397,7 +399,10 @@ def test_the_fast_recipe_is_one_cycle_and_smooths_labels():
 
 @pytest.mark.parametrize(
   "name",
-  ["vgg16-pruning95", "vgg16-rvsm95", "vgg16-straight-through95", "vgg16-sparsify95"],
+  in_part(
+    ["vgg16-pruning95", "vgg16-rvsm95", "vgg16-straight-through95", "vgg16-sparsify95"],
+    "vgg16-rvsm95",
+  ),
 )
 def test_rows_with_a_target_end_at_it(name):
   config = configs.Config(configs.ROWS[name], configs.Settings(learning_rate=0.02))

@@ -262,7 +262,7 @@ def test_channels_go_across_residual_connections():
   model.blocks[0].conv2.kernel[...] = (
     model.blocks[0].conv2.kernel[...].at[..., 1].set(1)
   )
-  assert shrunk(model, x).stem.out_features == 5
+  assert compaction.compact(model, x).stem.out_features == 5
 
 
 def test_a_group_ties_the_layers_of_a_residual_connection():
@@ -682,6 +682,7 @@ def test_a_plan_for_many_weights_takes_no_copy():
   assert seconds < 10
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
   st.lists(

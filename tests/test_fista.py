@@ -3,6 +3,7 @@
 import functools
 import warnings
 
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +117,7 @@ def assert_same(objective, found, reference):
 # Against scikit-learn
 
 
-@pytest.mark.parametrize("data", ["diabetes", "random"])
+@pytest.mark.parametrize("data", in_part(["diabetes", "random"], "random"))
 def test_lasso_and_elastic_net(data):
   x, y = regression(data)
   lams = LAMS * np.max(np.abs(x.T @ y)) / len(y)
@@ -145,7 +146,7 @@ def test_lasso_and_elastic_net(data):
       )
 
 
-@pytest.mark.parametrize("data", ["breast_cancer", "random"])
+@pytest.mark.parametrize("data", in_part(["breast_cancer", "random"], "random"))
 def test_logistic_regression(data):
   x, y = classification(data)
   loss, penalty = logistic(x, y), rvsm_jax.l1()
@@ -166,7 +167,7 @@ def test_logistic_regression(data):
     )
 
 
-@pytest.mark.parametrize("data", ["digits", "random"])
+@pytest.mark.parametrize("data", in_part(["digits", "random"], "random"))
 def test_multi_task_lasso(data):
   x, y = several_tasks(data)
   penalty = rvsm_jax.group_lasso("in")
@@ -458,7 +459,7 @@ def test_one_penalty_of_all_leaves():
   np.testing.assert_array_equal(found["b"], 0)
 
 
-@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("explicit", in_part([False, True], True))
 def test_sharded_data_and_params(explicit):
   x, y = regression("random")
   x, y = x[:56], y[:56]

@@ -95,7 +95,7 @@ def test_it_does_something(case):
   assert any(jnp.any(a != b) for a, b in zip(ours, jax.tree.leaves(plain), strict=True))
 
 
-@every_transformation
+@with_invariant(costly=True)
 def test_params_and_state_can_both_be_donated_from_the_first_step(case):
   """A first u that is the params' own buffer makes the runtime refuse."""
   tx, step, _ = compiled(case)
@@ -119,7 +119,7 @@ def test_u_is_a_copy_also_if_the_map_returns_what_it_is_given(case):
   assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
-@every_transformation
+@with_invariant(costly=True)
 def test_under_scan_and_cond(case):
   tx, _, _ = compiled(case)
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *GRADS[:4])
@@ -139,7 +139,7 @@ def test_under_scan_and_cond(case):
   assert_close(got, after(case, [GRADS[0], GRADS[2]]))
 
 
-@with_invariant("vmap")
+@with_invariant("vmap", costly=True)
 def test_an_ensemble_by_vmap(case):
   tx, step, _ = compiled(case)
   members = [PARAMS, tree(seed=7)]
@@ -171,7 +171,7 @@ def test_the_third_argument_is_params(case):
   tx.update(GRADS[0], state, params=PARAMS, **case.extra(PARAMS, GRADS[0]))
 
 
-@with_invariant("MultiSteps")
+@with_invariant("MultiSteps", costly=True)
 def test_multisteps_is_one_big_batch_and_one_shrinkage(case):
   tx, _, _ = compiled(case)
   means = [jax.tree.map(lambda a, b: (a + b) / 2, *GRADS[i : i + 2]) for i in (0, 2)]
@@ -224,7 +224,7 @@ def test_what_cannot_be_prevented_is_documented():
 # apply_if_finite and divergence
 
 
-@every_transformation
+@with_invariant(costly=True)
 def test_apply_if_finite_keeps_params_and_state(case):
   tx, _, _ = compiled(case)
   wrapped = optax.apply_if_finite(tx, 5)
@@ -273,7 +273,7 @@ def without_hyperparams(state):
 @pytest.mark.parametrize(
   "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
 )
-@with_invariant("inject")
+@with_invariant("inject", costly=True)
 def test_injected_is_equal(case, dtype):
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
   grads = gradients(params, 2)
@@ -288,7 +288,7 @@ def test_injected_is_equal(case, dtype):
   chex.assert_trees_all_equal_dtypes(got, expected)
 
 
-@with_invariant("inject", "integers")
+@with_invariant("inject", "integers", costly=True)
 def test_integer_hyperparameters_become_tracers(case):
   names = {*case.numbers, *case.shares, "momentum"} & case.arguments.keys()
   integers = {k: int(case.arguments[k] > 0.2) for k in names - {"b1", "b2"}}
@@ -408,7 +408,7 @@ def test_an_update_keeps_the_structure_of_a_masked_state(case):
   chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
 
 
-@with_invariant("mask", "inject")
+@with_invariant("mask", "inject", costly=True)
 def test_a_mask_is_cured_by_static_args(case):
   got, state = run(
     injected(case, mask=rvsm_jax.kernels), PARAMS, GRADS[:2], extra=case.extra
@@ -417,7 +417,7 @@ def test_a_mask_is_cured_by_static_args(case):
   assert_close((got, without_hyperparams(state)), (params, expected), 1e-6)
 
 
-@with_invariant("mask", "masked")
+@with_invariant("mask", "masked", costly=True)
 def test_masked_by_optax_is_the_mask_argument(case):
   if case.place in ("whole", "around"):
     # What optax.masked leaves out gets the gradient as its update.
@@ -505,7 +505,7 @@ def test_a_leaf_without_gradient_has_no_update(case):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@every_transformation
+@with_invariant(costly=True)
 def test_half_precision_keeps_dtypes_and_follows_single_precision(case, dtype):
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
   grads = [jax.tree.map(lambda leaf: leaf.astype(dtype), g) for g in GRADS[:2]]

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from cases import CASES, SHAPE, Case, prox, sample, to_numpy, value
+from cases import CASES, SHAPE, Case, prox, sample, to_numpy, typical, value
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -204,7 +204,7 @@ def test_permutation_of_whatever_is_alike(case: Case):
   _assert_close(shuffled, _apply(case, X, 0.3)[rows][:, columns], ulps=64)
 
 
-@every
+@pytest.mark.parametrize("case", typical(CASES), ids=str)
 def test_vmap_over_the_regularisation_path(case: Case):
   """Over steps and over each hyperparameter, as a loop would."""
   rows = [(step, dict(case.hyper)) for step in (0.0, *STEPS)]

@@ -1,7 +1,8 @@
 """Sharded params: same numbers, same sharding, with and without jit."""
 
-from cases import CASES, RVSM, with_invariant
+from cases import CASES, RVSM, typical, with_invariant
 import chex
+from helpers import both_axis_types
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -53,7 +54,7 @@ def run(case, tx, params, grads):
   return train(params, grads)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.any_shape], ids=str)
+@pytest.mark.parametrize("case", typical(c for c in CASES if c.any_shape), ids=str)
 def test_explicit_mesh_every_penalty(case):
   params = arrays(0, KERNELS)
   penalty = case.penalty
@@ -88,7 +89,7 @@ def check_explicit_mesh(case, compiled):
     return jax.tree.map(jax.typeof, state), jax.tree.map(jax.typeof, new_state)
 
 
-@with_invariant("sharding", "mask")
+@with_invariant("sharding", "mask", costly=True)
 def test_explicit_mesh_every_transformation(case):
   before, after = check_explicit_mesh(case, jax.jit)
   assert after == before
@@ -120,7 +121,7 @@ def test_a_group_that_is_spread_over_devices_has_one_norm():
       np.testing.assert_allclose(penalty.value(sharded), norms.sum(), rtol=1e-6)
 
 
-@with_invariant("sharding", "mask")
+@with_invariant("sharding", "mask", costly=True)
 def test_auto_mesh_keeps_the_placement(case):
   tx = case.make(penalty=rvsm_jax.transformed_l1(0.5), mask=rvsm_jax.kernels)
   params, grads = arrays(0), arrays(1)
@@ -137,7 +138,7 @@ def test_auto_mesh_keeps_the_placement(case):
     assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@both_axis_types
 def test_sparse_params_and_metrics_of_sharded_state(axis_type):
   tx = rvsm_jax.rvsm(mask=rvsm_jax.kernels, **RVSM | {"penalty": rvsm_jax.l0()})
 
