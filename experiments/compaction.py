@@ -7,7 +7,6 @@ trained` networks that group penalties made small.
 from collections.abc import Callable, Iterable
 import itertools
 import pathlib
-import sys
 from typing import Any
 
 from flax import nnx
@@ -385,4 +384,4 @@ rebuild = write
 COMMANDS = {"": main, "trained": trained}
 
 if __name__ == "__main__":
-  cli.run("compaction", COMMANDS, sys.argv[1:])
+  cli.run("compaction", COMMANDS)

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import importlib.util
 import pathlib
-import sys
 from typing import Annotated, Any
 import warnings
 
@@ -502,4 +501,4 @@ def main(
 rebuild = write
 
 if __name__ == "__main__":
-  cli.run("fista", main, sys.argv[1:])
+  cli.run("fista", main)

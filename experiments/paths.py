@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import pathlib
 import statistics
-import sys
 import time
 from typing import Annotated, Any, NamedTuple
 
@@ -378,4 +377,4 @@ def main(
 
 
 if __name__ == "__main__":
-  cli.run("paths", main, sys.argv[1:])
+  cli.run("paths", main)

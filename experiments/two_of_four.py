@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -239,4 +238,4 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
 rebuild = write
 
 if __name__ == "__main__":
-  cli.run("two_of_four", main, sys.argv[1:])
+  cli.run("two_of_four", main)
