@@ -14,9 +14,9 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
 
-# The tests of more than ten seconds, which CI runs too.
+# The tests that `make test` leaves out, which CI runs too.
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
 
 # What the compilers of TPUs and of NVIDIA GPUs, which need no such device, make of the
 # library: tests of traffic, temporaries and communication. The second takes 5 GB.

@@ -396,10 +396,8 @@ def networks_metrics(
   evaluate: Callable[..., tuple[float, float]],
   zeros: Callable[[TrainState], jax.Array],
   splits: bool,
-) -> tuple[
-  Callable[[TrainState], dict[str, float]], Callable[[TrainState], dict[str, float]]
-]:
-  """What `fit` measures after each epoch, and while it trains."""
+) -> dict[str, Any]:
+  """What `fit` takes to measure, after each epoch and while it trains."""
   zeros = jax.jit(zeros)
 
   def live(state: TrainState) -> dict[str, float]:
@@ -413,7 +411,7 @@ def networks_metrics(
       out |= {"test_loss_u": loss, "test_accuracy_u": found}
     return out | live(state)
 
-  return metrics, live
+  return {"evaluate": metrics, "live": live}
 
 
 def fit(
