@@ -5,10 +5,10 @@
   python tests/mutants.py --fresh --jobs 2   # all, anew
 
 A mutant is an exact text that is there once, and what replaces it. The tests that are
-likely to notice run first; only if they pass do all tests of the library. Both are those
-of `make test` alone. Results are in mutants.json beside this file, and mutants.md is a
-table of them. The text of each mutant is kept in its result, so that one which was
-changed runs again.
+likely to notice run first; only if they pass do all tests of the library; both without
+the slow ones. Results are in mutants.json beside this file, and mutants.md is a table
+of them. The text of each mutant is kept in its result, so that one which was changed
+runs again.
 """
 
 import argparse

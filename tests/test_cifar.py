@@ -373,7 +373,7 @@ def test_the_learning_rate_falls_tenfold_at_epochs_80_120_and_160(batch_size, pe
 
 
 def test_the_fast_recipe_is_one_cycle_and_smooths_labels():
-  settings = configs.Settings(recipe="fast", batch_size=64)
+  settings = configs.Settings(recipe="fast", batch_size=64, width=1 / 16)
   rates = jnp.array([configs.schedule(settings, 100)(n) for n in range(101)])
   assert jnp.argmax(rates) == 30
   np.testing.assert_allclose(rates[30], 0.05, rtol=1e-6)

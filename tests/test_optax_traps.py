@@ -241,7 +241,7 @@ def test_apply_if_finite_keeps_params_and_state(case):
 @every_transformation
 def test_divergence_stays_visible(case):
   """Where the gradient is NaN, the params are; and it is not spread further."""
-  bad = GRADS[0] | {"scale": jnp.full((), jnp.nan)}
+  bad = GRADS[0] | {"scale": jnp.float32(jnp.nan)}
   params, _ = after(case, [bad])
   assert jnp.isnan(params["scale"])
 

@@ -386,7 +386,7 @@ def test_a_leaf_without_update_keeps_its_moments():
   assert np.all(later.mu["w"] != state.mu["w"])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
 @pytest.mark.parametrize(
   ("penalty", "lam"),
   [

@@ -24,14 +24,8 @@ def on_one_device(name):
   return jax.device_get(scale.train(name, TOY, grid, STEPS))
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    SPARSE[0],
-    pytest.param(SPARSE[1], marks=pytest.mark.slow),
-    pytest.param("rvsm l0", marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SPARSE, "rvsm l0"])
 def test_eight_devices_give_the_numbers_of_one(name):
   grid = scale.mesh(jax.devices("cpu")[:8], 4, 2)
   got = scale.train(name, TOY, grid, STEPS)

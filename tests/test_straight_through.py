@@ -141,7 +141,11 @@ def test_a_number_that_an_update_leads_to_it_leads_to_again(dtype):
 
 
 @pytest.mark.parametrize(
-  ("penalty", "dtype"), [*((p, "float32") for p in SHRINKING), ("l1", "bfloat16")]
+  ("penalty", "dtype"),
+  in_part(
+    [*((p, "float32") for p in SHRINKING), ("l1", "bfloat16")],
+    *(("transformed_l1", "float32"), ("l1", "bfloat16")),
+  ),
 )
 def test_maps_that_shrink_agree_to_one_rounding(penalty, dtype):
   tx, old = wrap(OPTIMIZERS["momentum"], SHRINKING[penalty]), draw(0, dtype)

@@ -114,6 +114,7 @@ def test_kernels_are_those_of_attention_and_mlps():
   assert 0.8e6 < size < total < 1.05 * size
 
 
+@pytest.mark.slow
 def test_the_transformer_learns_a_periodic_text():
   codes = jnp.arange(17)[None] % 5
   graph, params = nnx.split(small())
