@@ -244,7 +244,7 @@ def trained(
   folder = places.report("compaction", runs)
   result = results.result("compaction", {}, None, tasks=found)
   results.write_json(folder / "trained.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
 
 def _compared(
@@ -293,10 +293,10 @@ def main(places: cli.Common) -> None:
   folder = places.report("compaction", places.run("compaction"))
   result = results.result("compaction", {}, None, networks=found)
   results.write_json(folder / "compaction.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their paths."""
   pages = {"compaction": _page, "trained": _page_of_trained}
   return [
@@ -378,8 +378,6 @@ over the largest output.
 Written by `python -m experiments compaction`.
 """
 
-
-rebuild = write
 
 COMMANDS = {"": main, "trained": trained}
 

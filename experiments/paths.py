@@ -139,7 +139,7 @@ def whole(method: Method, config: Config, epochs: int) -> Run:
     one = training.Trainer(forward, optimizer)
     state, _ = one.whole(params, jnp.asarray(order), lam, data.train)
     return {
-      "accuracy": training.accuracy(forward, state.sparse, data.test),
+      "accuracy": training.means(forward, state.sparse, data.test)[1],
       "zeros": measure.zeros(state.sparse),
     }
 

@@ -387,11 +387,6 @@ def means(
   return total[0] / count, total[1] / count
 
 
-def accuracy(forward: Forward, params: Any, examples: Examples) -> jax.Array:
-  """The share of the labels that are found: to be traced."""
-  return means(forward, params, examples)[1]
-
-
 def networks_metrics(
   evaluate: Callable[..., tuple[float, float]],
   zeros: Callable[[TrainState], jax.Array],

@@ -27,7 +27,7 @@ _PENDIGITS = (
 )
 
 
-def write(directory: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and the figures of all results in a directory.
 
   Args:
@@ -350,7 +350,13 @@ def table_3(result: dict[str, Any]) -> str:
         f"{mean(result, name, 'accuracy'):.4f}",
       ]
     )
-  header = ["DIGITS", "paper: neurons removed", "ours", "paper: zero connections", "ours"]
+  header = [
+    "DIGITS",
+    "paper: neurons removed",
+    "ours",
+    "paper: zero connections",
+    "ours",
+  ]
   header += ["ours: accuracy"]
   group, tl1, both = (found[name] for name in ("group", "tl1", "itl"))
   checks = {
