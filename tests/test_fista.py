@@ -220,6 +220,7 @@ def steps_to(tol, **options):
   return int(state.count)
 
 
+@pytest.mark.slow
 def test_momentum_and_restarts_pay():
   fast, published = steps_to(1e-8), steps_to(1e-8, restart=False)
   plain = steps_to(1e-8, accelerated=False)
@@ -238,6 +239,7 @@ def test_a_first_step_far_off(accelerated):
   assert np.all((state.step > 0.02) & (state.step <= 1))
 
 
+@pytest.mark.slow
 def test_the_rate_of_the_theory():
   """F(x_k) - F* <= 2 |x_0 - x*|^2 / (eta (k + 1)^2), Beck & Teboulle, Theorem 4.4."""
   loss, lam = quadratic(), 0.1
@@ -397,6 +399,7 @@ def test_extra_arguments():
     tx.update(grad, tx.init(w), **given)
 
 
+@pytest.mark.slow
 def test_data_sets_and_lams_at_once():
   """A cross-validation in one program is what its parts are one by one."""
   x, y = regression("diabetes")

@@ -422,6 +422,7 @@ def test_module_names_with_slashes():
 # Records
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_back_what_was_written(start, batch, tmp_path):
   tensorboardX = pytest.importorskip("tensorboardX")
   nnx = pytest.importorskip("flax.nnx")

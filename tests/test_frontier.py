@@ -138,9 +138,10 @@ def test_trainings_one_by_one_are_those_at_once(data, tmp_path, monkeypatch):
 
 def test_the_convolutional_task_is_a_network_of_its_images():
   task = configs.TASKS["fashion_mnist"]
-  params = train.initial_params(task, 0)
+  params = jax.eval_shape(lambda: train.initial_params(task, 0))
   config = configs.Config(task, "sparsify", (0.0,))
-  logits, _ = train.trainer(config, 10).forward(params, (), jnp.zeros((2, 28, 28, 1)))
+  forward = train.trainer(config, 10).forward
+  logits, _ = jax.eval_shape(forward, params, (), jnp.zeros((2, 28, 28, 1)))
   assert logits.shape == (2, 10)
 
 

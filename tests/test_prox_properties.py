@@ -127,7 +127,7 @@ def test_only_a_scalar_step(case: Case):
     case.penalty.prox(X, steps)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.diagonal], ids=str)
+@pytest.mark.parametrize("case", typical(c for c in CASES if c.diagonal), ids=str)
 def test_a_constant_step_per_component_is_a_scalar_step(case: Case):
   for step in (0.0, *STEPS):
     u = _apply(case, X, np.full(SHAPE, step, np.float32))
@@ -156,7 +156,7 @@ def test_scalar_vmap_and_array_agree(case: Case):
     np.testing.assert_allclose(_apply(case, X[1, 2], step), u[1, 2], rtol=1e-6)
 
 
-@separable
+@pytest.mark.parametrize("case", typical(c for c in CASES if c.separable), ids=str)
 def test_step_and_hyperparameters_may_be_arrays(case: Case):
   """As for a metric that differs between coordinates, or a weight of each."""
   rng = np.random.default_rng(0)

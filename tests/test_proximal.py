@@ -110,9 +110,8 @@ def test_a_group_lasso_solution_satisfies_its_optimality_condition(x64):
   [
     (optax.sgd(0.1, momentum=0.9, nesterov=True), rvsm_jax.transformed_l1(0.5)),
     (optax.adam(0.1), rvsm_jax.l0()),
-    (optax.adam(0.1), rvsm_jax.cardinality(0.5)),
   ],
-  ids=["nesterov, tl1", "adam, l0", "adam, cardinality"],
+  ids=["nesterov, tl1", "adam, l0"],
 )
 def test_after_any_base_it_is_the_prox_of_the_base_step(x64, base, penalty):
   params = tree(jnp.float64)
@@ -254,7 +253,7 @@ def test_lam_zero_is_the_base_step():
   params = tree()
   grads = grads_like(params, 0)
   tx = rvsm_jax.proximal_sgd(0.1, rvsm_jax.transformed_l1(), lam=0.0)
-  updates, _ = tx.update(grads, tx.init(params), params)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
   base, _ = optax.sgd(0.1).update(grads, optax.sgd(0.1).init(params))
   chex.assert_trees_all_close(
     optax.apply_updates(params, updates),

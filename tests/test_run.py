@@ -180,6 +180,7 @@ def _hold(directory, opened, end):
     end.wait()
 
 
+@pytest.mark.slow
 def test_a_directory_in_use_is_refused_and_free_after_a_kill(tmp_path, monkeypatch):
   monkeypatch.setattr(runs, "_LOCK_SECONDS", 0.1)
   context = multiprocessing.get_context("spawn")
