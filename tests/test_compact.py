@@ -576,6 +576,7 @@ def test_u_and_momentum_of_rvsm():
 # Other frameworks
 
 
+@pytest.mark.slow
 def test_linen_models_are_made_anew():
   def model(width):
     return linen.Sequential([linen.Dense(width), linen.relu, linen.Dense(2)])
@@ -605,6 +606,7 @@ def test_equinox_models_run_as_they_come_back():
   close(smaller(x), model(x))
 
 
+@pytest.mark.slow
 def test_haiku_models_are_made_anew():
   def transformed(width):
     return hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([width, 2])(x)))

@@ -246,7 +246,10 @@ def test_the_check_sees_that_penalties_which_rank_entries_gather(axis_type):
 @both_axis_types
 @pytest.mark.parametrize(
   "penalty",
-  [rvsm_jax.exclusive_lasso(), rvsm_jax.combined_group_exclusive(0.5)],
+  [
+    rvsm_jax.exclusive_lasso(),
+    pytest.param(rvsm_jax.combined_group_exclusive(0.5), marks=pytest.mark.slow),
+  ],
   ids=["exclusive", "combined"],
 )
 def test_groups_that_are_whole_on_a_device_are_ranked_there(penalty, axis_type):

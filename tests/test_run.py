@@ -132,6 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damage):
   assert again.epochs == record.epochs
 
 
+@pytest.mark.slow
 def test_without_an_intact_checkpoint_training_starts_anew(tmp_path):
   _, record = _undisturbed(tmp_path / "whole")
   with runs.Run(tmp_path / "run", Settings()) as run, pytest.raises(KilledError):

@@ -116,7 +116,8 @@ def with_adam():
   return train(rvsm_jax.sparsify(OPTIMIZERS["adam"], 0.9, steps=STEPS), draw())
 
 
-@pytest.mark.parametrize("sparsity", in_part([0.99, 1.0], 0.99))
+@pytest.mark.parametrize("sparsity", [0.99, 1.0])
+@pytest.mark.slow
 def test_every_share(sparsity):
   params, *_ = train(
     rvsm_jax.sparsify(OPTIMIZERS["adam"], sparsity, steps=8), draw(), 8
@@ -157,6 +158,7 @@ def test_half_of_the_update_for_weights_that_are_zero():
   np.testing.assert_array_equal(state.latent["kernel"], [[1.5, -0.25]])
 
 
+@pytest.mark.slow
 def test_a_layer_that_starts_at_zero_trains():
   params = draw() | {"b": {"kernel": jnp.zeros((40, 4)), "bias": jnp.zeros(4)}}
   params, *_ = train(rvsm_jax.sparsify(OPTIMIZERS["adam"], 0.9, steps=STEPS), params)
@@ -164,6 +166,7 @@ def test_a_layer_that_starts_at_zero_trains():
   assert jnp.sum(params["b"]["kernel"] != 0) >= 2
 
 
+@pytest.mark.slow
 def test_no_layer_loses_all_of_its_weights():
   params = draw()
   params["a"]["kernel"] *= 1e-6
@@ -219,6 +222,7 @@ def test_mini_steps_do_not_count_and_a_refused_step_changes_nothing():
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_injected_hyperparameters():
   injected = optax.inject_hyperparams(rvsm_jax.sparsify, static_args=("mask",))
   adam = optax.inject_hyperparams(optax.adam)(LR)
@@ -228,6 +232,7 @@ def test_injected_hyperparameters():
   chex.assert_trees_all_close(params, with_adam()[0], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_flax_model():
   model = nnx.Sequential(
     nnx.Linear(16, 40, rngs=nnx.Rngs(0)), nnx.Linear(40, 4, rngs=nnx.Rngs(1))

@@ -1,5 +1,7 @@
 """Latent weights and their sparse image: exact params, and methods it is equal to."""
 
+import functools
+
 import chex
 from helpers import both_axis_types, in_part
 import jax
@@ -70,6 +72,7 @@ def end(tx, params, steps=4, dtype=np.float32):
   return last
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def image(penalty, latent):
   """The map of the selected leaves, of all together where it takes them so."""
   leaves = jax.tree.leaves(latent)
