@@ -172,8 +172,8 @@ def to_bcoo(params: optax.Params, *, min_sparsity: float = 0.99) -> Any:
   indices of 32 bits make it smaller than the dense matrix from 67% zeros on.
 
   On one core of a CPU (`python -m experiments.export`, experiments/results/export)
-  kernels of 692,224 and 1,048,576 weights are faster from 92 to 93% zeros on for one
-  input, from 97 to 99% for 64: hence the default. One of 256 x 256 is from 98.4% for
+  kernels of 692,224 and 1,048,576 weights are faster from 92 to 96% zeros on for one
+  input, from 96 to 99% for 64: hence the default. One of 256 x 256 is from 98% on for
   64 inputs, but for one only from 99.5%. GPUs were not measured.
 
   Args:

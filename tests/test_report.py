@@ -54,14 +54,10 @@ def test_no_more_results_of_code_that_is_in_no_commit():
   known = {
     "accelerators/scale.json",
     "accelerators/tpu.json",
-    "compaction/compaction.json",
     "compaction/trained.json",
     "convergence/convergence.json",
     "curves/tuned/planar_shapes-l0-rvsm-ramped-seed1.json",
     "curves/tuned/planar_shapes-none-seed0.json",
-    "export/export.json",
-    "fista/fista.json",
-    "paths/paths.json",
   }
   dirty = {
     str(file.relative_to(RESULTS))

@@ -57,7 +57,7 @@ class Scale:
   shape: transformer.Shape = dataclasses.field(default_factory=transformer.Shape)
   subjects: tuple[str, ...] = tuple(scale.SUBJECTS)
   """Names of the optimizers whose updates are compiled alone."""
-  whole: tuple[str, ...] = ("adamw", "rvsm l0, no u", "rvsm l0, u in bfloat16")
+  whole: tuple[str, ...] = tuple(scale.SUBJECTS)
   """Names of those whose whole steps are, which takes minutes each."""
 
 
