@@ -452,11 +452,13 @@ def test_temperature_undoes_overconfidence():
   # That of an average is fitted to the average, which is less certain than its parts.
   several = 3 * logits + rng.normal(0, 5, (7, *logits.shape))
   fitted = train.temperature(several, labels)
-  shares = train.probabilities(several, fitted)
   assert 1 < fitted < train.temperature(several[:1], labels)
-  said = shares.max(axis=1)
-  right = np.argmax(shares, axis=1) == labels
-  assert np.mean(said) == pytest.approx(np.mean(right), abs=0.03)
+
+  def loss(temperature):
+    shares = train.probabilities(several, temperature)
+    return -np.mean(np.log(shares[np.arange(len(labels)), labels]))
+
+  assert loss(fitted) < min(loss(fitted * 0.9), loss(fitted / 0.9))
 
 
 def _command(*arguments):

@@ -24,7 +24,8 @@ SIDE = 100
 def _changed(pictures, seed=0, **changes):
   fields = jnp.asarray(small.distances(pictures))
   config = small.Config(**changes)
-  return np.asarray(small.augmented(fields, jax.random.key(seed), config))
+  augmented = jax.jit(small.augmented, static_argnums=2)
+  return np.asarray(augmented(fields, jax.random.key(seed), config))
 
 
 def _line(width, count=32):
@@ -68,7 +69,7 @@ def test_pictures_are_turned_about_their_middle():
 
 def test_strokes_get_wider_and_thinner_by_at_most_so_much():
   widths = _changed(_line(7), stroke=2)[:, :, 50, 0].sum(axis=1)
-  assert {5, 6, 7, 8, 9} >= set(widths.tolist()) >= {6, 8}
+  assert set(widths.tolist()) == {5, 7, 9}
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])

@@ -1,8 +1,8 @@
 """Removes dead units from a network: the same outputs, from smaller dense arrays.
 
 `from rvsm_jax import compaction`. For Flax NNX you only need :func:`compact`. For other
-pytrees, :func:`plan` finds what can go, and :func:`apply` removes it from the params and
-from an optimizer's state.
+pytrees, :func:`plan` finds what can go, and :func:`apply` removes it from the params
+and from an optimizer's state.
 
 A unit (neuron, channel, head) is dead if all its outgoing weights are zero, or if its
 value is a constant. Which axes of which leaves belong to it is derived from the jaxpr:
@@ -150,8 +150,8 @@ def apply(plan: Plan, tree: Any, *, values: bool | None = None) -> Any:
 
   It recognises leaves by the names that lead to them, anywhere in the tree. So you can
   pass any state that contains the structure of the params (momentum, moments of Adam,
-  chains, masks), or only the part `variables["params"]` of what was planned. Leaves that
-  belong to no param, such as counts, pass through.
+  chains, masks), or only the part `variables["params"]` of what was planned. Leaves
+  that belong to no param, such as counts, pass through.
 
   Args:
     plan: made by :func:`plan`.
