@@ -249,14 +249,18 @@ def test_a_small_set_from_files_to_predictions(tmp_path, capsys, monkeypatch):
   again = results.read(run / f"{stem}.json")
   assert again | {"seconds": 0} == result | {"seconds": 0}
 
-  # Reports follow from the results.
+  # The table of several results follows from them.
+  plain = result | {"config": result["config"] | {"rotation": 0.0}, "mistakes": []}
   reports = tmp_path / "small"
-  reports.mkdir()
-  results.write_json(reports / f"{stem}.json", result)
-  assert reports / "small.md" in small_report.rebuild(reports)
-  text = (reports / f"{stem}.md").read_text()
-  assert text == (run / f"{stem}.md").read_text()
-  assert "turns of 20°" in (reports / "small.md").read_text()
+  for name, one in (("changed", result), ("plain", plain)):
+    results.write_json(reports / f"{name}.json", one)
+  files = [file.name for file in small_report.rebuild(reports)]
+  assert files == ["small.md", "changed-mistakes.png"][: 1 + bool(result["mistakes"])]
+  rows = (reports / "small.md").read_text().splitlines()[4:8]
+  assert [row.split(" | ")[0].strip("| ") for row in rows] == 2 * [
+    "none",
+    "turns of 20°",
+  ]
 
 
 def test_an_unfinished_run_of_several_networks_does_not_predict(tmp_path):

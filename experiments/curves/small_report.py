@@ -27,12 +27,18 @@ def write(result: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes all reports of the results in a folder again, and a table of all."""
-  found = [results.read(file) for file in sorted(folder.glob("*.json"))]
+  """Writes a table of all results in a folder, and the mistakes of each."""
+  found = {file.stem: results.read(file) for file in sorted(folder.glob("*.json"))}
   if not found:
     return []
-  files = [file for one in found for file in write(one, folder)]
-  return [*files, results.write_atomically(folder / "small.md", compared(found))]
+  found = dict(sorted(found.items(), key=lambda one: len(_augmented(one[1]["config"]))))
+  files = []
+  for stem, result in found.items():
+    if result["mistakes"]:
+      files.append(folder / f"{stem}-mistakes.png")
+      report.draw_mistakes(result["mistakes"], files[-1])
+  together = compared(list(found.values()))
+  return [results.write_atomically(folder / "small.md", together), *files]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -94,14 +100,17 @@ def compared(found: Sequence[dict[str, Any]]) -> str:
 
 def augmentation(config: dict[str, Any]) -> str:
   """What is done to pictures in training, in words."""
+  return ", ".join(_augmented(config)) or "none"
+
+
+def _augmented(config: dict[str, Any]) -> list[str]:
   words = {
     "shift": "shifts of {:g} pixels",
     "rotation": "turns of {:g}°",
     "elastic": "bends of {:g} pixels",
     "stroke": "strokes changed by {:g} pixels",
   }
-  done = [text.format(config[name]) for name, text in words.items() if config[name]]
-  return ", ".join(done) or "none"
+  return [text.format(config[name]) for name, text in words.items() if config[name]]
 
 
 def _cells(part: dict[str, Any]) -> list[str]:
