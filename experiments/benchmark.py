@@ -110,9 +110,9 @@ SUBJECTS: dict[str, Subject] = {
     lambda: optax.sgd(_RATE), 5, _apply_with_prox
   ),
   "straight-through l0": Subject(_through(rvsm_jax.l0()), 5),
-  "straight-through cardinality": Subject(_through(rvsm_jax.cardinality(0.9)), 7),
+  "straight-through cardinality": Subject(_through(rvsm_jax.cardinality(0.9)), 5),
   "straight-through cardinality, one budget": Subject(
-    _through(rvsm_jax.cardinality(0.9, scope="all")), 7
+    _through(rvsm_jax.cardinality(0.9, scope="all")), 5
   ),
   "proximal adam l1": Subject(
     lambda: rvsm_jax.proximal_adam(_RATE, _l1, lam=_LAM, mask=rvsm_jax.kernels), 7
