@@ -74,6 +74,14 @@ def _target(sparsity: float) -> optax.GradientTransformation:
   )
 
 
+def _through(
+  penalty: rvsm_jax.Penalty,
+) -> Callable[[], optax.GradientTransformation]:
+  return lambda: rvsm_jax.straight_through(
+    optax.sgd(_RATE), penalty, step=_LAM / _BETA, mask=rvsm_jax.kernels
+  )
+
+
 def _apply_with_prox(params: Any, updates: Any) -> Any:
   """The map after `optax.apply_updates`, as the note of `rvsm_jax.proximal` has it."""
   params = optax.apply_updates(params, updates)
@@ -100,6 +108,11 @@ SUBJECTS: dict[str, Subject] = {
   "proximal integrated TL1": Subject(_proximal(_integrated), 5),
   "integrated TL1 after apply_updates": Subject(
     lambda: optax.sgd(_RATE), 5, _apply_with_prox
+  ),
+  "straight-through l0": Subject(_through(rvsm_jax.l0()), 5),
+  "straight-through cardinality": Subject(_through(rvsm_jax.cardinality(0.9)), 5),
+  "straight-through cardinality, one budget": Subject(
+    _through(rvsm_jax.cardinality(0.9, scope="all")), 5
   ),
   "proximal adam l1": Subject(
     lambda: rvsm_jax.proximal_adam(_RATE, _l1, lam=_LAM, mask=rvsm_jax.kernels), 7

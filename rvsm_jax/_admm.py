@@ -32,9 +32,9 @@ def admm(
   rho: ArrayLike,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""When w and u have to agree in the end: ADMM; last in a chain.
+  r"""ADMM, for when w and u must agree in the end. Put it last in a chain.
 
-  ADMM whose minimisation in w is replaced by a gradient step.
+  The minimisation over w is replaced by a gradient step.
 
   With d the updates of the optimizer in front and y the scaled dual variables,
 
@@ -44,22 +44,24 @@ def admm(
     y_{t+1} &= y_t + w_{t+1} - u_{t+1}
 
   This is the variation of Dinh & Xin (2020), equation (10) and section 6, who prune
-  with `cardinality(0.6)`. The sparse network is that of u: read it with
-  :func:`sparse_params`. Unlike with :func:`rvsm`, w and u agree at a fixed point.
+  with `cardinality(0.6)`. The sparse network is u: read it with :func:`sparse_params`.
+  Unlike in :func:`rvsm`, w and u are equal at a fixed point.
 
   Args:
-    learning_rate: eta, that of the optimizer in front, a number or a schedule.
+    learning_rate: eta, the same as that of the optimizer in front; a number or a
+      schedule.
     penalty: the penalty P; :func:`scaled` gives it a weight.
     rho: stiffness, `> 0`.
     mask: a pytree of bools, a prefix of one, or a function from params to one:
-      which leaves have a u. Others pass through.
+      which leaves have a u. The others pass through.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state :class:`ADMMState`.
 
   Raises:
-    TypeError: if `penalty` is no penalty or a selected leaf not of a floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if `penalty` is not a penalty, or a selected leaf is not of a
+      floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp

@@ -14,7 +14,7 @@ _SOFT = _penalty.Cutoff(lambda step, *_: step, lambda t, *_: t)
 
 
 def l0() -> _penalty.Penalty:
-  r"""Zeros without any shrinking of what stays: the number of non-zero entries.
+  r"""Makes zeros without shrinking the rest: the number of non-zero entries.
 
   Its prox is the hard threshold.
 
@@ -40,7 +40,7 @@ def l0() -> _penalty.Penalty:
 
 
 def l1() -> _penalty.Penalty:
-  r"""For convex problems; shrinks all that it keeps: the sum of magnitudes.
+  r"""For convex problems; shrinks everything it keeps: the sum of magnitudes.
 
   Its prox is the soft threshold.
 
@@ -334,7 +334,7 @@ def lp(p: float) -> _penalty.Penalty:
   monotonically, to rounding in a fixed number of steps.
 
   Args:
-    p: 1/2 or 2/3; only these have a prox in closed form.
+    p: 1/2 or 2/3. Only these two have a closed-form prox.
 
   Returns:
     The penalty.

@@ -42,9 +42,9 @@ def sparsity_schedule(
   initial: float = 0.0,
   power: float = 3.0,
 ) -> optax.Schedule:
-  r"""The ramp to give to a target sparsity: fast at first, then slowly.
+  r"""A ramp for a target sparsity: fast at first, then slow.
 
-  It is the one of Zhu & Gupta.
+  This is the schedule of Zhu & Gupta (2018).
 
   .. math::
     s_t = s_f + (s_0 - s_f) \left(1 - \frac{t - t_0}{n}\right)^p
@@ -63,7 +63,7 @@ def sparsity_schedule(
     `optax.inject_hyperparams`, for :func:`cardinality`.
 
   Raises:
-    TypeError: for an argument that is no number.
+    TypeError: for an argument that is not a number.
     ValueError: for arguments out of range.
 
   Examples:
@@ -93,7 +93,7 @@ def target_sparsity(
   bounds: tuple[float, float] = (1e-12, 1e3),
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""A share of zeros with any penalty, groups included: adapts lam until it is met.
+  r"""Reaches a share of zeros with any penalty, groups included, by adapting lam.
 
   Before each update it counts the zeros, of u where the transformation carries one and
   of the params otherwise, and moves :math:`\lambda` against the error: that of the
@@ -109,17 +109,17 @@ def target_sparsity(
   0.0001 is added to both shares of non-zeros, and e is cut at 3 and -3. While the
   target is zero, so is lam.
 
-  The zeros come from the penalty, as with a lam of one's own; what is chosen is only
-  how strong it is. To keep the largest weights, however many the target says, take
-  :func:`cardinality` with the ramp instead: that is exact, and cuts by rank.
+  The zeros still come from the penalty, as they would with a lam that you choose; only
+  its strength is found for you. If you want to keep the largest weights, exactly as
+  many as the target allows, use :func:`cardinality` with the ramp instead.
 
   .. note::
-    Give the ramp a thousand updates or more, since lam takes some hundred of them to
-    find its scale. Start from a small one: too small costs steps, too large weights.
-    Where sparsity moves by jumps, a group or a layer at a time, it stays within one of
-    them, and lam drifts up and down between two. Zeros of :func:`proximal` come and go
-    with the noise of the gradients, whatever lam is. Wrap `optax.MultiSteps` and
-    `optax.apply_if_finite` around it.
+    Give the ramp a thousand updates or more: lam takes a few hundred to find its
+    scale. Start with a small lam; one that is too small costs steps, one that is too
+    large costs weights. Where sparsity moves in jumps, a group or a layer at a time,
+    it stays within one jump of the target, and lam drifts up and down. With
+    :func:`proximal`, zeros come and go with the noise of the gradients, whatever lam
+    is. Wrap `optax.MultiSteps` and `optax.apply_if_finite` around it.
 
   Args:
     make_tx: from lam, a float32 scalar, to a transformation; called in each trace.
@@ -127,19 +127,19 @@ def target_sparsity(
       it such as :func:`sparsity_schedule`.
     lam: where the search begins, within `bounds`.
     gain: g, `> 0`: how far lam moves for an error.
-    bounds: what lam stays between, `0 < low <= high`. If it comes to rest at one, the
-      target is out of reach.
+    bounds: the limits of lam, `0 < low <= high`. If lam comes to rest at one of them,
+      the target is out of reach.
     mask: a pytree of bools, a prefix of one, or a function from params to one: which
-      leaves count. As a rule that of the transformation.
+      leaves count. Usually the mask of the transformation.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state
     :class:`TargetSparsityState`, in which :func:`sparse_params` finds u.
 
   Raises:
-    TypeError: if `make_tx` is no function, or returns no transformation.
-    ValueError: for arguments out of range, if `update` gets no params, or for
-      `rvsm(carry_u=False)`, of which no zeros can be counted.
+    TypeError: if `make_tx` is not a function, or does not return a transformation.
+    ValueError: for arguments out of range, if `update` is called without params, or
+      for `rvsm(carry_u=False)`, whose zeros cannot be counted.
 
   Examples:
     >>> import jax

@@ -11,19 +11,20 @@ from rvsm_jax import _penalty, _validate
 
 
 def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.Array:
-  r"""Turns a threshold for the weights into the step, lam / beta in RVSM.
+  r"""Turns a threshold for the weights into a step, which in RVSM is lam / beta.
 
-  It is the step whose proximal map sends to zero what is at most `threshold`.
+  With this step, the proximal map sends magnitudes up to `threshold` to zero.
 
-  A threshold is easier to choose than a weight of the penalty: it is measured against
-  the weights. With :func:`rvsm` the step is :math:`\lambda / \beta`, so that lam is
+  A threshold is easier to choose than the weight of a penalty, because you can compare
+  it with the weights. With :func:`rvsm` the step is :math:`\lambda / \beta`, so lam is
   `beta * step_for_threshold(penalty, threshold)`; the step of :func:`straight_through`
   is this number itself.
 
   Args:
-    penalty: one that has a threshold: a penalty of single weights, or one of your own,
-      summed over components, whose threshold is found by bisection on its `prox`; for
-      :func:`group_lasso` it is that of a group's norm. :func:`scaled` keeps it.
+    penalty: a penalty with a threshold: one of single weights, or one of your own that
+      is summed over components, whose threshold is found by bisection on its `prox`.
+      For :func:`group_lasso` it is the threshold of a group's norm. You can wrap any of
+      them in :func:`scaled`.
     threshold: magnitude, `>= 0`: a number, an array or a tracer.
 
   Returns:
@@ -31,7 +32,7 @@ def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.A
     threshold.
 
   Raises:
-    TypeError: if `penalty` is no penalty.
+    TypeError: if `penalty` is not a penalty.
     ValueError: if the penalty has no threshold, or `threshold` is negative.
 
   Examples:
@@ -51,9 +52,9 @@ def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.A
 
 
 def threshold_for_step(penalty: _penalty.Penalty, step: ArrayLike) -> jax.Array:
-  r"""Turns a step into the threshold: the largest magnitude that becomes zero.
+  r"""Turns a step into a threshold: the largest magnitude that becomes zero.
 
-  The inverse of :func:`step_for_threshold`: of :func:`rvsm`, the weights up to
+  The inverse of :func:`step_for_threshold`. In :func:`rvsm`, weights up to
   `threshold_for_step(penalty, lam / beta)` have :math:`u = 0`.
 
   Args:
@@ -64,7 +65,7 @@ def threshold_for_step(penalty: _penalty.Penalty, step: ArrayLike) -> jax.Array:
     The threshold, in float32 or better, up to rounding.
 
   Raises:
-    TypeError: if `penalty` is no penalty.
+    TypeError: if `penalty` is not a penalty.
     ValueError: if the penalty has no threshold, or `step` is negative.
 
   Examples:

@@ -24,7 +24,7 @@ def lagrangian(
   lam: ArrayLike,
   beta: ArrayLike,
 ) -> jax.Array:
-  r"""The function that RVSM descends, to plot a training or to check it.
+  r"""The function that RVSM descends: plot it to follow or check a training.
 
   .. math::
     L_\beta(w, u) = f(w) + \lambda P(u) + \tfrac\beta2 \|w - u\|_2^2
@@ -33,7 +33,7 @@ def lagrangian(
 
   Args:
     loss: f(w), or the function f.
-    penalty: the penalty P, summed over leaves unless it is one of all together.
+    penalty: the penalty P; summed over leaves, unless it takes them all together.
     params: w.
     u: the auxiliary weights, in the structure of `params`; leaves that are None or
       `optax.MaskedNode()` do not count, as in `RVSMState.u`.
@@ -63,7 +63,7 @@ def lagrangian(
 def critical_point_residual(
   grads: optax.Updates, params: optax.Params, u: Any, beta: ArrayLike
 ) -> jax.Array:
-  r"""How far RVSM is from a limit point, to see whether it has converged.
+  r"""How far RVSM is from a limit point: use it to see whether it has converged.
 
   It is the norm of the gradient of the Lagrangian in w.
 

@@ -82,10 +82,10 @@ def fista(
   max_backtracking_steps: int = 30,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""For convex problems, to high precision: FISTA, an optimizer of its own.
+  r"""FISTA, for convex problems solved to high precision: an optimizer of its own.
 
-  Minimises :math:`f + \lambda P` for a smooth f of which all data are seen at each
-  step: Lasso, sparse logistic regression, group lasso. With y the params,
+  Minimises :math:`f + \lambda P` for a smooth f that sees all data at every step:
+  Lasso, sparse logistic regression, group lasso. With y the params,
 
   .. math::
     x_{k+1} &= \mathrm{prox}_{\eta_k\lambda P}(y_k - \eta_k \nabla f(y_k)) \\
@@ -146,10 +146,10 @@ def fista(
     An `optax.GradientTransformationExtraArgs` with state :class:`FistaState`.
 
   Raises:
-    TypeError: if `penalty` is no penalty or a selected leaf not of a floating type;
+    TypeError: if `penalty` is not a penalty, a selected leaf not floating point;
       if `update` lacks one of the three arguments, or has one that `value_fn` does not
       take.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax

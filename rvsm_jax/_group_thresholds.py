@@ -93,8 +93,8 @@ def block_soft_threshold(
   .. math::
     u_g = \max(1 - \gamma / \|x_g\|_2, 0) \; x_g
 
-  A group of zeros stays zero, also in the gradient. With one step per entry it is the
-  map in a diagonal metric,
+  A group of zeros stays zero, and so does its gradient. With one step per entry this is
+  the map in a diagonal metric,
 
   .. math::
     \arg\min_u \sum_g \|u_g\|_2 + \sum_i (u_i - x_i)^2 / (2 \gamma_i)
@@ -104,7 +104,7 @@ def block_soft_threshold(
   Newton's method.
 
   Args:
-    x: array of floating point numbers.
+    x: an array of floating-point numbers.
     gamma: step, `>= 0`: a scalar, one value per group, or an array of as many axes as
       `x` that broadcasts to it.
     groups: `"out"`, one group per output neuron or filter (the last axis of a

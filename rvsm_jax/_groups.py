@@ -27,7 +27,7 @@ def group_lasso(
   .. math::
     P(x) = \sum_g w_g \|x_g\|_2
 
-  Yuan & Lin (2006). A group of zeros stays zero, also in the gradient.
+  Yuan & Lin (2006). A group of zeros stays zero, and so does its gradient.
 
   Args:
     groups: `"out"`, `"in"` or a tuple of axes, see :func:`block_soft_threshold`.
@@ -72,7 +72,7 @@ def group_lasso(
 def sparse_group_lasso(
   mu: ArrayLike, groups: _group_thresholds.Groups = "out"
 ) -> _penalty.Penalty:
-  r"""Sends neurons to zero, and single weights of those that stay: l1 and group lasso.
+  r"""Removes neurons, and single weights of those that stay: l1 and group lasso.
 
   .. math::
     P(x) = \mu \|x\|_1 + (1 - \mu) \sum_g \|x_g\|_2
@@ -102,7 +102,7 @@ def sparse_group_lasso(
 def integrated_tl1(
   a: ArrayLike, mu: ArrayLike, groups: _group_thresholds.Groups = "out"
 ) -> _penalty.Penalty:
-  r"""Sends neurons to zero, and single weights of those that stay.
+  r"""Removes neurons, and single weights of those that stay.
 
   Transformed l1 and group lasso together: integrated transformed l1.
 
@@ -136,7 +136,7 @@ def integrated_tl1(
 
 
 def integrated_tl1_schedule(num_layers: int, s: float) -> tuple[float, ...]:
-  r"""The `mu` of :func:`integrated_tl1` by depth: neurons first, weights last.
+  r"""Chooses `mu` of :func:`integrated_tl1` by depth: neurons first, weights last.
 
   Shares of the transformed l1 term, from s to 1 - s.
 
@@ -287,14 +287,13 @@ def _exclusive_value(
 def exclusive_lasso_one_step(
   groups: _group_thresholds.Groups = "out",
 ) -> _penalty.Penalty:
-  r"""The exclusive lasso as the CGES code computes it, to reproduce that paper.
+  r"""The exclusive lasso as CGES's code computes it, to reproduce that paper.
 
   .. math::
     u_g = S_{\gamma \|x_g\|_1}(x_g)
 
-  The threshold is taken from the group before it shrinks, so that it is larger
-  than that of the exact prox of :func:`exclusive_lasso`: for reproductions of
-  Yoon & Hwang (2017) only.
+  The threshold is computed before the group shrinks, so it is larger than that of the
+  exact prox, :func:`exclusive_lasso`. Use it only to reproduce Yoon & Hwang (2017).
 
   Args:
     groups: `"out"`, `"in"` or a tuple of axes, see :func:`block_soft_threshold`.

@@ -56,7 +56,7 @@ def natural_order(names: tuple[str, ...]) -> tuple:
 
 
 def kernels(params: optax.Params) -> Any:
-  """The mask for most: weight matrices and filters, not biases, scales, embeddings.
+  """The usual mask: weight matrices and filters, not biases, scales or embeddings.
 
   A leaf is selected if it has at least two axes and is not called `bias`, `scale` or
   `embedding`.
@@ -83,7 +83,7 @@ def kernels(params: optax.Params) -> Any:
 
 
 def by_path(regex: str) -> Callable[[optax.Params], Any]:
-  """Mask of the leaves whose path matches `regex`, to choose layers by name.
+  """Chooses layers by name: a mask of the leaves whose path matches `regex`.
 
   Args:
     regex: searched in the names of the path, joined by "/", such as
@@ -111,18 +111,18 @@ def by_path(regex: str) -> Callable[[optax.Params], Any]:
 
 
 def layer_index(*order: str) -> Callable[[optax.Params], Any]:
-  """Labels each leaf with the depth of its layer, to give layers their own penalty.
+  """Labels each leaf with its layer's depth, to give each layer its own penalty.
 
   The first layer is 0.
 
-  The labels index :func:`integrated_tl1_schedule`, and are what
-  `optax.partition` takes.
+  Use the labels with `optax.partition`, and as indices into
+  :func:`integrated_tl1_schedule`.
 
   Args:
     *order: regexes of the layers from input to output, searched as in
       :func:`by_path`; each leaf belongs to the first that it matches. Without
       any, layers are the containers of the leaves in natural order of their
-      names, `Conv_10` after `Conv_2`: right only if that is their depth.
+      names, `Conv_10` after `Conv_2`, which is right only if it is their depth.
 
   Returns:
     A function from params to a pytree of ints.

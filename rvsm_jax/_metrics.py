@@ -45,7 +45,7 @@ def _below(bound: float, x: jax.Array) -> jax.Array:
 
 
 def sparsity(tree: Any, threshold: ArrayLike = 0.0) -> jax.Array:
-  """Share of exact zeros, or of entries with magnitude at most `threshold`.
+  """The share of exact zeros, or of entries of magnitude at most `threshold`.
 
   Args:
     tree: a pytree of arrays.
@@ -64,7 +64,7 @@ def sparsity(tree: Any, threshold: ArrayLike = 0.0) -> jax.Array:
 
 
 def sparsity_by_scale(tree: Any, exponents: Sequence[int]) -> jax.Array:
-  r"""Shares of entries below :math:`10^{-n}`, to compare with papers that count those.
+  r"""Shares of entries below :math:`10^{-n}`, to compare with papers that count them.
 
   Xue & Xin (2019), table 3.
 
@@ -152,7 +152,7 @@ def neurons_removed(tree: Any) -> jax.Array:
 
 
 def parameter_ratio(tree: Any) -> jax.Array:
-  """Share of the entries that are not zero, to report the size of a network.
+  """The share of entries that are not zero: the size of a sparse network.
 
   Args:
     tree: a pytree of arrays.
@@ -170,7 +170,7 @@ def parameter_ratio(tree: Any) -> jax.Array:
 
 
 def flop_ratio(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> float:
-  """Share of the multiplications that are left, to report what zeros could save.
+  """The share of multiplications that are left: what zeros could save at best.
 
   It is the number of multiplications by non-zero weights over that by all weights.
 
@@ -187,8 +187,8 @@ def flop_ratio(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> float
     A ratio in [0, 1].
 
   Raises:
-    ValueError: if the network has no product, or a `while_loop`, whose length is
-      not known.
+    ValueError: if the network has no products, or a `while_loop`, whose length is
+      unknown.
 
   Examples:
     >>> import jax.numpy as jnp

@@ -53,12 +53,12 @@ def nuclear() -> _penalty.Penalty:
   last axis (of a Flax kernel: one column per output).
 
   .. note::
-    Not for large matrices on a TPU: XLA's compiler takes more than four minutes for the
-    singular values of one of 4096 x 4096. Leave such out by a mask, or take
+    Avoid it for large matrices on a TPU: XLA takes more than four minutes to compile
+    the singular values of a 4096 x 4096 matrix. Mask such leaves out, or use
     :func:`group_lasso`, which lowers the rank by whole rows or columns.
 
   Returns:
-    The penalty. Both functions raise ValueError for arrays of less than two axes.
+    The penalty. Both functions raise ValueError for arrays with fewer than two axes.
 
   Examples:
     >>> import jax.numpy as jnp

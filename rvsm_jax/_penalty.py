@@ -31,7 +31,7 @@ class Penalty(NamedTuple):
       :math:`\arg\min_u P(u) + \sum_i (u_i-x_i)^2 / (2\,step_i)`. `prox(x, 0)` is
       `x`; NaN and infinities pass through.
 
-  A penalty of your own needs nothing but the two functions:
+  A penalty of your own needs only these two functions:
 
   Examples:
     >>> import jax.numpy as jnp
@@ -216,7 +216,7 @@ def separable(
 
 
 def scaled(penalty: Penalty, lam: ArrayLike) -> Penalty:
-  r"""A penalty with a weight of its own, :math:`\lambda P`, to build others from.
+  r"""Gives a penalty a weight of its own, :math:`\lambda P`.
 
   Args:
     penalty: a penalty.

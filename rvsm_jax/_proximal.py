@@ -52,9 +52,9 @@ def proximal(
   lam: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Zeros in the weights of the model itself, after SGD; last in a chain.
+  r"""Makes zeros in the model's own weights, after SGD. Put it last in a chain.
 
-  It is the proximal step of the proximal gradient method.
+  This is the proximal step of the proximal gradient method.
 
   With d the updates of the optimizer in front, the new weights are
 
@@ -72,11 +72,11 @@ def proximal(
     without a zero. :func:`proximal_adam` takes the step in Adam's metric.
 
   .. note::
-    Updates are differences, :math:`w_{t+1} - w_t`, so that the old weights have to be
-    kept until group norms of the new ones are known; the sum :math:`w_t + d_t` is then
-    taken twice. Only on CPU, with :func:`integrated_tl1`, temporary memory of their
-    size is cheaper. Where that matters, leave the map out of the chain and take it
-    after `optax.apply_updates`, which needs none::
+    Updates are differences, :math:`w_{t+1} - w_t`, so the old weights must be kept
+    until the group norms of the new ones are known, and the sum :math:`w_t + d_t` is
+    then computed twice. (On CPU, with :func:`integrated_tl1`, it is kept in temporary
+    memory instead, which is cheaper there.) Where this matters, leave the map out of
+    the chain and apply it after `optax.apply_updates`, which needs neither::
 
       params = optax.apply_updates(params, updates)
       selected = rvsm_jax.kernels(params)
@@ -85,24 +85,26 @@ def proximal(
       )
 
   .. note::
-    Wrap `optax.MultiSteps` around the whole chain: chained after a `MultiSteps`, the
-    proximal step would be taken at every mini-step. Weights that are averaged after
-    it (`optax.ema`, schedule-free) are not sparse: average first, or take
-    `penalty.prox` of the average.
+    Wrap `optax.MultiSteps` around the whole chain. Chained after a `MultiSteps`, the
+    proximal step would act on every mini-step. Averages of the weights (`optax.ema`,
+    schedule-free) are not sparse: average first, or apply `penalty.prox` to the
+    average.
 
   Args:
-    learning_rate: eta, that of the optimizer in front, a number or a schedule.
+    learning_rate: eta, the same as that of the optimizer in front; a number or a
+      schedule.
     penalty: the penalty P.
     lam: weight of the penalty, `>= 0`, a number or a schedule.
     mask: a pytree of bools, a prefix of one, or a function from params to one:
-      which leaves are penalised. Others pass through.
+      which leaves are penalised. The others pass through.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state :class:`ProximalState`.
 
   Raises:
-    TypeError: if `penalty` is no penalty or a selected leaf not of a floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if `penalty` is not a penalty, or a selected leaf is not of a
+      floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -167,7 +169,7 @@ def proximal_sgd(
   nesterov: bool = False,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The short way to :func:`proximal` after `optax.sgd`: one learning rate for both.
+  """Shorthand for :func:`proximal` after `optax.sgd`, with one learning rate for both.
 
   Args:
     learning_rate: see :func:`proximal`.
@@ -200,7 +202,7 @@ def proximal_adam(
   eps: ArrayLike = 1e-8,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Zeros in the weights of the model itself, with Adam; an optimizer of its own.
+  r"""Makes zeros in the model's own weights, with Adam: an optimizer of its own.
 
   Adam with a proximal step in its own diagonal metric.
 
@@ -218,17 +220,17 @@ def proximal_adam(
   the composition of the two maps.
 
   .. note::
-    A weight whose gradient has always been zero has a step of eta / eps: the penalty
-    alone decides on it, and takes it to zero at once.
+    A weight whose gradient has always been zero has a step of eta / eps: only the
+    penalty acts on it, and sends it to zero at once.
 
   Args:
     learning_rate: eta, a number or a schedule.
     penalty: the penalty P, separable or with group norms.
     lam: weight of the penalty, `>= 0`, a number or a schedule.
     b1: decay of the average of the gradients, in [0, 1).
-    b2: decay of the average of their squares, in [0, 1). For params of half
-      precision give `optax.inject_hyperparams` a `hyperparam_dtype` of float32: it
-      would round 0.999 to 1, which is refused.
+    b2: decay of the average of their squares, in [0, 1). With half-precision params,
+      give `optax.inject_hyperparams` a `hyperparam_dtype` of float32. It would
+      otherwise round 0.999 to 1, which is out of range.
     eps: added to the root of the second moment, `>= 0`.
     mask: a pytree of bools, a prefix of one, or a function from params to one:
       which leaves are penalised. Others are updated by plain Adam.
@@ -238,7 +240,8 @@ def proximal_adam(
     :class:`ProximalAdamState`.
 
   Raises:
-    TypeError: if `penalty` is no penalty or a selected leaf not of a floating type.
+    TypeError: if `penalty` is not a penalty, or a selected leaf is not of a
+      floating-point type.
     ValueError: for arguments out of range, if `update` gets no params, or for a
       penalty without a proximal map in a diagonal metric, which it names.
 
@@ -333,27 +336,27 @@ def add_penalty_gradient(
   lam: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The baseline of most papers, to compare with: it makes no exact zeros.
+  r"""The baseline of most papers, to compare with. It makes no exact zeros.
 
-  Adds the gradient of :math:`\lambda P` to the gradients; before the optimizer.
+  Adds the gradient of :math:`\lambda P` to the gradients. Put it before the optimizer.
 
-  The plain baseline: gradient descent on the penalised loss, which makes weights
-  small but, unlike a proximal step, never zero. At zero the gradient of every
-  penalty of this library is zero.
+  This is gradient descent on the penalised loss. It makes weights small but, unlike a
+  proximal step, never zero. At zero, the gradient of every penalty here is zero.
 
   Args:
     penalty: the penalty P.
     lam: weight of the penalty, `>= 0`, a number or a schedule.
     mask: a pytree of bools, a prefix of one, or a function from params to one:
-      which leaves are penalised. Others pass through.
+      which leaves are penalised. The others pass through.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state
     :class:`PenaltyGradientState`.
 
   Raises:
-    TypeError: if `penalty` is no penalty or a selected leaf not of a floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if `penalty` is not a penalty, or a selected leaf is not of a
+      floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp

@@ -21,25 +21,25 @@ class MagnitudePruningState(NamedTuple):
 
 
 def keep_zeros(mask: _masks.Mask = None) -> optax.GradientTransformationExtraArgs:
-  """Trains on the support that is there: what is zero stays zero; last in a chain.
+  """For fine-tuning: weights that are zero stay zero. Put it last in a chain.
 
-  For fine-tuning a sparse network. The update of a weight that is exactly zero becomes
-  zero, whatever momentum or weight decay in front have made of it; NaN passes through.
+  If a weight is exactly zero, its update becomes zero, whatever momentum or weight
+  decay in front made of it. NaN passes through.
 
   .. note::
-    A leaf that starts at zero, as biases do and as the last layers of some networks,
-    would never train: leave it out by the mask, such as :func:`kernels`.
+    A leaf that starts at zero would never train, such as biases, or the last layers of
+    some networks. Exclude it with a mask such as :func:`kernels`.
 
   Args:
     mask: a pytree of bools, a prefix of one, or a function from params to one: which
-      leaves keep their zeros. Others pass through.
+      leaves keep their zeros. The others pass through.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state `optax.EmptyState`.
 
   Raises:
-    TypeError: if a selected leaf is not of a floating type.
-    ValueError: for a mask that does not fit, or if `update` gets no params.
+    TypeError: if a selected leaf is not of a floating-point type.
+    ValueError: for a mask that does not fit, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -81,23 +81,23 @@ def magnitude_pruning(
   every: ArrayLike = 16,
   mask: _masks.Mask = _masks.kernels,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Gradual magnitude pruning, the baseline that everyone uses; last in a chain.
+  r"""Gradual magnitude pruning, the usual baseline. Put it last in a chain.
 
   With d the updates of the optimizer in front, and :math:`s_t` the sparsity,
 
   .. math::
     w_{t+1} = \mathrm{largest}_{1 - s_t}\bigl(w_t + d_t\, 1[w_t \ne 0]\bigr)
 
-  where the map, taken in every `every`-th update and the identity in between, keeps
-  the share :math:`1 - s_t` of largest magnitude, exactly, as :func:`cardinality` does.
-  A weight that is zero stays zero, whatever momentum or weight decay in front have
-  made of its update: the zeros are the mask, and the params are the sparse network.
+  where the map acts in every `every`-th update, and keeps exactly the share
+  :math:`1 - s_t` of largest magnitude, as :func:`cardinality` does. A weight that is
+  zero stays zero, whatever momentum or weight decay in front made of its update. So the
+  zeros are the mask, and the params are the sparse network.
 
-  :func:`sparsify` is recommended over it: there, weights that were dropped come back
-  if the loss asks for them.
+  Prefer :func:`sparsify`, in which a weight that was dropped comes back if the loss
+  needs it.
 
   .. note::
-    A leaf that starts at zero would never train: leave it out by the mask. Wrap
+    A leaf that starts at zero would never train: exclude it with the mask. Wrap
     `optax.MultiSteps` and `optax.apply_if_finite` around the whole chain.
 
   Args:
@@ -105,18 +105,18 @@ def magnitude_pruning(
       :func:`sparsity_schedule`; at the number of updates so far.
     scope: `"all"`, one share of all selected leaves together, or `"leaf"`, the same
       share of each.
-    every: number of updates from one pruning to the next, `>= 1`; the first is in the
-      first update.
+    every: the number of updates from one pruning to the next, `>= 1`. The first update
+      prunes.
     mask: a pytree of bools, a prefix of one, or a function from params to one: which
-      leaves are pruned. Others pass through.
+      leaves are pruned. The others pass through.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state
     :class:`MagnitudePruningState`.
 
   Raises:
-    TypeError: if a selected leaf is not of a floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if a selected leaf is not of a floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp

@@ -39,12 +39,12 @@ def rvsm(
   u_dtype: DTypeLike | None = None,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Dense weights w and sparse ones u in one training; last in a chain.
+  r"""Trains dense weights w and sparse weights u together. Put it last in a chain.
 
-  It is the relaxed variable splitting method.
+  This is the relaxed variable splitting method (RVSM).
 
-  Adds to the updates d of the optimizer in front the pull of the weights w towards
-  u, outside its momentum and scaling as decoupled weight decay is, and takes the
+  It adds to the updates d of the optimizer in front a pull of the weights w towards u,
+  which like decoupled weight decay stays outside momentum and scaling, and takes the
   proximal step for u:
 
   .. math::
@@ -58,38 +58,39 @@ def rvsm(
   older :math:`u_t`, which the state holds. At a fixed point of either,
   :math:`\nabla f(w) = \beta (u - w)`.
 
-  The sparse network is that of u: read it with :func:`sparse_params`. With l0, a
-  weight that stays above the threshold :math:`\sqrt{2\lambda/\beta}` is never
-  pulled: the threshold against the scale of the weights sets the sparsity, and beta
-  sets how far w and u agree. A lam that is zero during a warm-up, then ramped, is
-  the first thing to try.
+  The sparse network is u: read it with :func:`sparse_params`. With l0, a weight that
+  stays above the threshold :math:`\sqrt{2\lambda/\beta}` is never pulled. So the
+  threshold, compared with the weights, sets the sparsity, and beta sets how closely w
+  and u agree. First try a lam that is zero during a warm-up and then ramps up.
 
   .. note::
     Chain it after the optimizer, and wrap `optax.MultiSteps` or
-    `optax.apply_if_finite` around the whole chain: chained after a `MultiSteps`, it
+    `optax.apply_if_finite` around the whole chain. Chained after a `MultiSteps`, it
     would act on every mini-step.
 
   Args:
-    learning_rate: eta, that of the optimizer in front, a number or a schedule.
+    learning_rate: eta, the same as that of the optimizer in front; a number or a
+      schedule.
     penalty: the penalty P.
     lam: weight of the penalty, `>= 0`, a number or a schedule.
     beta: stiffness of the pull, `> 0`, a number or a schedule.
     normalize: divide the new weights by their l2 norm, that of each selected leaf
       (`"leaf"`) or of all (`"global"`), as algorithm 1 of Xue & Xin has it.
     ordering: `"gauss_seidel"` or `"jacobi"`, see above.
-    carry_u: if False, u is not kept but computed from the params, at no memory;
-      read it as `penalty.prox(w, lam / beta)`. Needs `"gauss_seidel"`.
-    u_dtype: dtype of u in the state; None means that of the params. A lower
-      precision than theirs pulls the weights to rounded values.
+    carry_u: if False, u is recomputed from the params instead of stored, and takes no
+      memory; read it as `penalty.prox(w, lam / beta)`. Needs `"gauss_seidel"`.
+    u_dtype: dtype of u in the state; None means that of the params. With a lower
+      precision, the weights are pulled towards rounded values.
     mask: a pytree of bools, a prefix of one, or a function from params to one:
-      which leaves have a u. Others pass through.
+      which leaves have a u. The others pass through.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state :class:`RVSMState`.
 
   Raises:
-    TypeError: if `penalty` is no penalty or a selected leaf not of a floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if `penalty` is not a penalty, or a selected leaf is not of a
+      floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -221,7 +222,7 @@ def rvsm_sgd(
   u_dtype: DTypeLike | None = None,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The short way to :func:`rvsm` after `optax.sgd`: one learning rate for both.
+  """Shorthand for :func:`rvsm` after `optax.sgd`, with one learning rate for both.
 
   Args:
     learning_rate: see :func:`rvsm`.

@@ -10,7 +10,7 @@ from rvsm_jax import _metrics, _penalty, _ranking, _thresholds, _validate
 
 
 def nonnegative() -> _penalty.Penalty:
-  r"""Keeps weights from being negative: the indicator of :math:`x \ge 0`.
+  r"""Keeps weights from becoming negative: the indicator of :math:`x \ge 0`.
 
   Its prox is the projection, for any step > 0.
 
@@ -36,20 +36,20 @@ def nonnegative() -> _penalty.Penalty:
 def cardinality(
   sparsity: ArrayLike, *, scope: Literal["leaf", "all"] = "leaf"
 ) -> _penalty.Penalty:
-  r"""A share of zeros in place of a weight lam: keeps the largest magnitudes.
+  r"""Sets a share of zeros instead of a weight lam: keeps the largest magnitudes.
 
-  Indicator of arrays of which at least the share `sparsity` is zero.
+  The indicator of arrays with at least the share `sparsity` of zeros.
 
   Its prox, for any step > 0, keeps the entries of largest magnitude and drops
-  exactly :math:`\lceil sparsity \cdot n \rceil`: a target sparsity in place of a
-  weight of the penalty. The magnitude to cut at is found by counting how many entries
-  reach some, in about six passes: exact, much faster than a sort, and without gathering
-  an array that is split over devices. Of equal magnitudes the first are kept.
+  exactly :math:`\lceil sparsity \cdot n \rceil`. It finds the magnitude to cut at by
+  counting the entries above trial values, in about six passes: this is exact, much
+  faster than sorting, and does not gather an array that is split over devices. Among
+  equal magnitudes, the first are kept.
 
-  With `scope="all"` it is one budget for all leaves that a transformation selects:
-  their entries are ranked together, so that each layer keeps what it needs. Its
-  `value` and `prox` take a whole pytree, of which the leaves are counted one by one.
-  A layer of smaller weights than the others can lose all of them.
+  With `scope="all"` all leaves that a transformation selects share one budget: their
+  entries are ranked together, so that each layer keeps what it needs. `value` and
+  `prox` then take a whole pytree, and count its leaves one by one. A layer can lose all
+  of its weights, if they are smaller than those of the others.
 
   Args:
     sparsity: share of zeros, in [0, 1].
@@ -103,14 +103,14 @@ def cardinality(
 
 
 def nm_sparsity(n: int, m: int, axis: int = -2) -> _penalty.Penalty:
-  r"""For 2:4 and its kin: at most n non-zero entries of every m along an axis.
+  r"""For patterns such as 2:4: at most n of every m entries along an axis are not zero.
 
-  N:M sparsity, 2:4 for one. Its prox, for any step > 0, keeps the n largest
-  magnitudes of each m and drops the others; of equal magnitudes the first are kept.
-  The default axis is the one that a kernel of Flax, (..., in, out), contracts, which
-  is what hardware asks for. `rvsm_jax.export.pack_nm` stores the result.
+  Its prox, for any step > 0, keeps the n largest magnitudes of each m and drops the
+  others. Among equal magnitudes, the first are kept. The default axis is the one that a
+  Flax kernel, (..., in, out), contracts, as hardware requires. Store the result with
+  `rvsm_jax.export.pack_nm`.
 
-  This library promises no speed of it: JAX has removed its product with 2:4 matrices.
+  This library does not make it faster: JAX has removed its product with 2:4 matrices.
 
   Args:
     n: how many may stay, an integer from 1 to `m`.
@@ -121,7 +121,7 @@ def nm_sparsity(n: int, m: int, axis: int = -2) -> _penalty.Penalty:
     The penalty.
 
   Raises:
-    TypeError: if an argument is no integer.
+    TypeError: if an argument is not an integer.
     ValueError: for n or m out of range or, when value or prox are traced, for an array
       without that axis or one whose length m does not divide.
 

@@ -13,12 +13,11 @@ def _is_carrier(node: Any) -> bool:
 
 
 def sparse_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-  """The sparse network, to evaluate, save or export: call it after training.
+  """Reads the sparse network after training, to evaluate, save or export it.
 
-  The params with every leaf that has an auxiliary u replaced by it.
-
-  One line of evaluation code for every algorithm: where the params are the sparse
-  network themselves, as with :func:`proximal`, they are what it returns.
+  Returns the params, with u in place of every leaf that has one. Where the params are
+  already the sparse network, as with :func:`proximal`, it returns them as they are, so
+  that the same line of code works for every algorithm.
 
   Args:
     opt_state: a state of an optimizer, in which states of :func:`rvsm`, :func:`admm`

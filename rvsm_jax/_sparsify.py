@@ -41,35 +41,35 @@ def sparsify(
   steps: ArrayLike,
   mask: _masks.Mask = _masks.kernels,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Trains to a share of exact zeros, with any optimizer: the one to begin with.
+  r"""Trains to a share of exact zeros with any optimizer: start here.
 
-  It wraps the optimizer, and needs nothing else of you: give it the number of updates
-  of the training, of which learning rate schedules and the like stay as they are. The
-  params are the sparse network at any time; after `steps` updates the share
-  `sparsity` of the selected weights is exactly 0.0.
+  It wraps your optimizer, and all it needs is the number of updates of the training.
+  Learning rate schedules and the rest stay as they are. The params are the sparse
+  network at any time; after `steps` updates, the share `sparsity` of the selected
+  weights is exactly 0.0.
 
-  What it does is :func:`straight_through` with a :func:`cardinality` that grows:
+  It is :func:`straight_through` with a :func:`cardinality` that grows:
 
   - The gradient is taken at the sparse params, and moves dense latent weights. A weight
     that was dropped moves by half of its update, and comes back if it grows.
-  - One budget for all layers: the weights of all of them are ranked together by their
-    magnitude. Each layer keeps at least about a tenth of what it would have with the
-    same share everywhere, so that none is lost.
+  - All layers share one budget: their weights are ranked together by magnitude. Each
+    layer keeps at least about a tenth of what it would have with the same share
+    everywhere, so that none is lost.
   - The share grows by :func:`sparsity_schedule`, from 0 to `sparsity` in the first half
     of the steps. The support is chosen anew in every second update.
-  - After three quarters of the steps it is chosen for the last time. Then what is zero
-    stays so, whatever momentum or weight decay say, and the rest settles, as with
-    :func:`keep_zeros`.
+  - After three quarters of the steps, the support is chosen for the last time. From
+    then on zeros stay zero, whatever momentum or weight decay do, and the rest settles,
+    as with :func:`keep_zeros`.
 
   .. note::
     Wrap `optax.MultiSteps` and `optax.apply_if_finite` around it; `steps` counts
-    updates, not mini-steps. Of a training that ends early the share is not reached.
-    Learning rates that fall to zero within the steps let the support settle.
+    updates, not mini-steps. A training that ends early does not reach the share.
+    Let the learning rate fall to zero within the steps, so that the weights settle.
 
   Args:
     optimizer: any optimizer, or chain of transformations. Its params are the latent
       weights, so that weight decay acts there.
-    sparsity: the share of zeros in the end, in [0, 1].
+    sparsity: the share of zeros at the end, in [0, 1].
     steps: the number of updates of the training, `>= 1`.
     mask: a pytree of bools, a prefix of one, or a function from params to one:
       which leaves are made sparse. Others train by the optimizer alone.
@@ -79,8 +79,9 @@ def sparsify(
     :class:`StraightThroughState`.
 
   Raises:
-    TypeError: if `optimizer` is none, or a selected leaf not of a floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if `optimizer` is not an optimizer, or a selected leaf is not of a
+      floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax

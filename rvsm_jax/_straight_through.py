@@ -39,11 +39,9 @@ def straight_through(
   step: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""For the last half point at 98% zeros and more: gradients at the sparse weights.
+  r"""For the last half point at 98% zeros and above: gradients at the sparse weights.
 
-  They move dense, latent weights, whose sparse image the params are.
-
-  It wraps the optimizer. The latent weights v are in the state, and the params of the
+  It wraps the optimizer. The state holds dense, latent weights v. The params of the
   model are the sparse network :math:`u`, at which the gradient is taken:
 
   .. math::
@@ -57,8 +55,8 @@ def straight_through(
   weights instead.
 
   .. note::
-    The state starts with the params as they are for latent weights, so that the first
-    update leads from dense params to sparse ones.
+    The latent weights start as a copy of the params, so that the first update turns
+    dense params into sparse ones.
 
   .. note::
     After `optax.apply_updates` zeros are exactly 0.0, and the params exactly
@@ -77,13 +75,13 @@ def straight_through(
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with state
-    :class:`StraightThroughState`. It is no link of a chain: what follows the
-    optimizer goes inside, and `optax.MultiSteps` and `optax.apply_if_finite` around it.
+    :class:`StraightThroughState`. Do not chain it: what follows the optimizer
+    goes inside, and `optax.MultiSteps` and `optax.apply_if_finite` go around it.
 
   Raises:
-    TypeError: if `optimizer` or `penalty` is none, or a selected leaf not of a
-      floating type.
-    ValueError: for arguments out of range, or if `update` gets no params.
+    TypeError: if `optimizer` or `penalty` is not one, or a selected leaf is not of a
+      floating-point type.
+    ValueError: for arguments out of range, or if `update` is called without params.
 
   Examples:
     >>> import jax.numpy as jnp

@@ -128,7 +128,7 @@ def implicit_derivative(
 
 @in_one_precision
 def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
-  r"""The proximal map of l0 on its own: keeps entries above :math:`\sqrt{2\gamma}`.
+  r"""The proximal map of l0 as a function: keeps entries above :math:`\sqrt{2\gamma}`.
 
   .. math::
     H_\gamma(x) = 0 \text{ if } |x| \le \sqrt{2\gamma}, \text{ else } x
@@ -136,7 +136,7 @@ def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
   Xue & Xin (2019), equation (2.1).
 
   Args:
-    x: array of floating point numbers.
+    x: an array of floating-point numbers.
     gamma: step, `>= 0`, broadcast against `x`.
 
   Returns:
@@ -155,7 +155,7 @@ def hard_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
 
 @in_one_precision
 def soft_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
-  r"""The proximal map of l1 on its own: moves entries towards zero, by gamma at most.
+  r"""The proximal map of l1 as a function: moves entries by up to gamma towards zero.
 
   .. math::
     S_\gamma(x) = \mathrm{sgn}(x) \max(|x| - \gamma, 0)
@@ -163,7 +163,7 @@ def soft_threshold(x: jax.Array, gamma: jax.Array) -> jax.Array:
   Xue & Xin (2019), equation (2.2).
 
   Args:
-    x: array of floating point numbers.
+    x: an array of floating-point numbers.
     gamma: step, `>= 0`, broadcast against `x`.
 
   Returns:
@@ -281,7 +281,7 @@ def _transformed_l1(x: jax.Array, gamma: jax.Array, a: jax.Array) -> jax.Array:
 
 
 def transformed_l1_threshold(x: ArrayLike, gamma: ArrayLike, a: ArrayLike) -> jax.Array:
-  r"""The proximal map of transformed l1 on its own, in closed form.
+  r"""The proximal map of transformed l1 as a function, in closed form.
 
   .. math::
     T_\gamma(x) = 0 \text{ if } |x| \le t, \text{ else }
@@ -292,12 +292,12 @@ def transformed_l1_threshold(x: ArrayLike, gamma: ArrayLike, a: ArrayLike) -> ja
   :math:`t = \gamma (a+1)/a` if :math:`\gamma \le a^2/(2(a+1))`, else
   :math:`t = \sqrt{2\gamma(a+1)} - a/2`.
 
-  This equals Xue & Xin (2019), equations (2.3) and (2.4), without the
-  cancellation that costs their arccos form all digits of a small shrinkage; H is
+  This equals equations (2.3) and (2.4) of Xue & Xin (2019), but without the
+  cancellation by which their arccos form loses all digits of a small shrinkage. H is
   evaluated as a polynomial.
 
   Args:
-    x: array of floating point numbers.
+    x: an array of floating-point numbers.
     gamma: step, `>= 0`, broadcast against `x`.
     a: shape, `> 0`: tends to hard thresholding as `a -> 0`, and to soft
       thresholding as `a -> inf`.

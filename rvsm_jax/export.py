@@ -61,20 +61,20 @@ _DTYPES = (
 
 
 def save(path: str | os.PathLike[str], params: optax.Params) -> None:
-  """Writes params to a file, of sparse leaves only what is not zero.
+  """Saves params to a file; of sparse leaves, only the entries that are not zero.
 
   Each leaf takes the smallest of the encodings in the module's docstring, and
-  :func:`load` reads back the same bits, those of -0.0 and NaN too. The file is
-  complete or not there, whatever is killed when; one of that name is replaced.
+  :func:`load` restores the same bits, including those of -0.0 and NaN. The file is
+  either complete or absent, even if the process is killed; it replaces one that exists.
 
   Args:
-    path: of the file, by custom `*.safetensors`.
+    path: the file, by convention `*.safetensors`.
     params: a pytree of arrays, such as what :func:`rvsm_jax.sparse_params` returns,
       or an `nnx.State`. Python numbers are saved as arrays.
 
   Raises:
     ImportError: without the package safetensors.
-    TypeError: for a leaf that is no array of numbers, which it names.
+    TypeError: for a leaf that is not an array of numbers; the message names it.
     ValueError: if two leaves have the same name.
 
   Examples:
@@ -164,7 +164,7 @@ def load(path: str | os.PathLike[str], like: optax.Params | None = None) -> Any:
 
 
 def to_bcoo(params: optax.Params, *, min_sparsity: float = 0.99) -> Any:
-  """Makes sparse matrices of the layers that are sparse enough to gain from it.
+  """Turns kernels that are sparse enough to be faster into sparse matrices.
 
   Kernels (in, out) become `jax.experimental.sparse.BCOO`, with `x @ kernel` as before:
   the same sums in another order. Other leaves, convolutions among them, stay as they
@@ -178,7 +178,7 @@ def to_bcoo(params: optax.Params, *, min_sparsity: float = 0.99) -> Any:
 
   Args:
     params: a pytree of arrays.
-    min_sparsity: the share of zeros from which on a matrix is converted, in [0, 1].
+    min_sparsity: convert matrices with at least this share of zeros, in [0, 1].
 
   Returns:
     A pytree like `params`, some of whose leaves are BCOO.
@@ -216,7 +216,7 @@ def to_bcoo(params: optax.Params, *, min_sparsity: float = 0.99) -> Any:
 def pack_nm(
   x: ArrayLike, n: int, m: int, axis: int = -2
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Packs an array that :func:`rvsm_jax.nm_sparsity` has made: 2:4, for one.
+  """Packs an array made sparse by :func:`rvsm_jax.nm_sparsity`, such as 2:4.
 
   Of each m entries that follow each other along the axis it stores n: those that are
   not zero and, if they are fewer, the first of the others. The first array has them in
@@ -239,7 +239,7 @@ def pack_nm(
     The values, with the dtype of `x`, and the bytes of the indices, uint8.
 
   Raises:
-    TypeError: if n, m or axis is no integer, or `x` no array of numbers.
+    TypeError: if n, m or axis is not an integer, or `x` not an array of numbers.
     ValueError: if more than n of some m are not zero, or for arguments that do not fit.
 
   Examples:
@@ -274,7 +274,7 @@ def pack_nm(
 def unpack_nm(
   values: ArrayLike, indices: ArrayLike, n: int, m: int, axis: int = -2
 ) -> np.ndarray:
-  """The array that :func:`pack_nm` has packed, bit for bit.
+  """Unpacks what :func:`pack_nm` has packed, bit for bit.
 
   Args:
     values: the first array of :func:`pack_nm`.
@@ -287,7 +287,7 @@ def unpack_nm(
     The array.
 
   Raises:
-    TypeError: if n, m or axis is no integer.
+    TypeError: if n, m or axis is not an integer.
     ValueError: if the arrays do not fit each other or the arguments.
   """
   _validate.check_nm(n, m, axis)

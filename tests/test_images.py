@@ -303,8 +303,10 @@ def test_a_folder_is_listed_and_loaded(folder):
   assert found.skipped == []
   loaded = images.load(folder, found.digest)
   for split, size in (("train", 6), ("test", 3)):
-    pictures, labels = loaded[split]
+    pictures, labels, files = loaded[split]
     assert pictures.shape == (2 * size, 100, 100, 1)
+    for file, label in zip(files, labels, strict=True):
+      assert file.startswith(f"{split}/{CLASSES[label]}/")
     assert np.bincount(labels).tolist() == [size, size]
     # In two blocks, the last images would be a validation set of one class.
     assert np.any(np.diff(labels) < 0)
@@ -445,8 +447,18 @@ def test_temperature_undoes_overconfidence():
   rng = np.random.default_rng(0)
   logits = rng.normal(0, 2, (20_000, 2))
   labels = (rng.random(20_000) < special.softmax(logits, axis=1)[:, 1]).astype(int)
-  assert train.temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
-  assert train.temperature(logits / 2, labels) == 1.0
+  assert train.temperature(3 * logits[None], labels) == pytest.approx(3, rel=0.05)
+  assert train.temperature(logits[None] / 2, labels) == 1.0
+  # That of an average is fitted to the average, which is less certain than its parts.
+  several = 3 * logits + rng.normal(0, 5, (7, *logits.shape))
+  fitted = train.temperature(several, labels)
+  assert 1 < fitted < train.temperature(several[:1], labels)
+
+  def loss(temperature):
+    shares = train.probabilities(several, temperature)
+    return -np.mean(np.log(shares[np.arange(len(labels)), labels]))
+
+  assert loss(fitted) < min(loss(fitted * 0.9), loss(fitted / 0.9))
 
 
 def _command(*arguments):
@@ -481,6 +493,9 @@ def test_training_on_pictures_and_applying_what_came_out(folder, tmp_path, capsy
   result = json.loads((run / "result.json").read_text())
   assert result["data"]["classes"] == list(CLASSES)
   assert result["data"]["train_per_class"] == [6, 6]
+  wrong = round(6 * (1 - result["final"]["accuracy"]["u"]))
+  assert len(result["mistakes"]) == wrong
+  assert (run / f"{stem}-mistakes.png").exists() == bool(wrong)
 
   before = _contents(run)
   pictures = [folder / "test" / name / "Bild 0 ü.png" for name in CLASSES]
@@ -495,7 +510,7 @@ def test_training_on_pictures_and_applying_what_came_out(folder, tmp_path, capsy
     assert float(probability.rstrip("%").split()[-1]) >= 50.0
 
   # The test accuracy of u is that of these predictions.
-  test_images, labels = images.load(folder, trained.config.digest)["test"]
+  test_images, labels = images.load(folder, trained.config.digest)["test"][:2]
   found = np.argmax(predict.probabilities(trained, test_images), axis=1) == labels
   assert np.mean(found) == result["final"]["accuracy"]["u"]
 

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from matplotlib.ticker import NullLocator, PercentFormatter
+import numpy as np
 
 from experiments.cifar import config as configs
 from experiments.core import plots
@@ -311,7 +312,12 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
       panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02])
       panel.xaxis.set_major_formatter(PercentFormatter(1.0, 0))
       panel.xaxis.set_minor_locator(NullLocator())
-      plots.percent_axis(panel, 0)
+      plots.percent_axis(panel)
+      # A network that has learnt nothing would squash the others.
+      heights = np.concatenate([line.get_ydata() for line in panel.lines] or [[1.0]])
+      shown = heights[heights > heights.max() - 0.1]
+      margin = 0.05 * np.ptp(shown) + 1e-3
+      panel.set_ylim(shown.min() - margin, shown.max() + margin)
       panel.legend(fontsize=8)
     axes[0, 0].set_ylabel("test accuracy of the sparse network")
 

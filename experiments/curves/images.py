@@ -128,11 +128,17 @@ def _digest(
   return total.hexdigest()
 
 
+class Pictures(NamedTuple):
+  """Images (n, 100, 100, 1), labels (n,), and the files below the folder."""
+
+  x: NDArray[np.uint8]
+  y: NDArray[np.int32]
+  files: list[str]
+
+
 @functools.lru_cache(maxsize=1)
-def load(
-  root: pathlib.Path, digest: str
-) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int32]]]:
-  """Images (n, 100, 100, 1) and labels (n,), in a fixed shuffled order."""
+def load(root: pathlib.Path, digest: str) -> dict[str, Pictures]:
+  """The pictures in "train" and "test", each in a fixed shuffled order."""
   folder = find(root)
   if folder.digest != digest:
     raise ValueError(f"The pictures in {root} have changed since they were listed.")
@@ -145,7 +151,8 @@ def load(
     )
     images = np.stack([prepare(file) for file in progress])
     order = np.random.default_rng(0).permutation(len(files))
-    out[split] = images[order], labels[order]
+    names = [files[i].relative_to(root).as_posix() for i in order]
+    out[split] = Pictures(images[order], labels[order], names)
   return out
 
 

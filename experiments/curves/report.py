@@ -1,5 +1,6 @@
 """Tables and figures, from results and data."""
 
+import base64
 from collections.abc import Mapping, Sequence
 import functools
 import itertools
@@ -9,13 +10,17 @@ from typing import Any
 from matplotlib.axes import Axes
 import matplotlib.colors
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments import datasets
 from experiments.core import plots, results
 from experiments.core.tables import percent, table
 from experiments.core.training import Examples
+from experiments.curves import images as pictures
 from experiments.curves import paper, path
 from experiments.curves.config import Config
+
+_PAPER_AND_INK = matplotlib.colors.ListedColormap(["white", "black"])
 
 
 def write(
@@ -31,12 +36,16 @@ def write(
   results.write_atomically(files[".md"], markdown(result))
   draw_training(result, files["-training.png"])
   draw_weights(result, files["-weights.png"])
+  wrong = []
+  if result.get("mistakes"):
+    wrong = [directory / f"{name}-mistakes.png"]
+    draw_mistakes(result["mistakes"], wrong[0])
   samples = directory / f"{source}-samples.png"
   if images is None:
     draw_own_samples(source, samples)
   else:
     draw_samples(images, samples, result["data"]["classes"])
-  return [*files.values(), samples]
+  return [*files.values(), *wrong, samples]
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -164,10 +173,43 @@ weights of the dense layer. The paper's sparsity is the share of w below a scale
 {cut} (The gap is the emptiest decade of magnitudes with at least half of the
 weights below and 0.01% above; there is none if it has more than 1% of the weights.)
 
-Protocol: {protocol(config)}
+{mistakes(result)}Protocol: {protocol(config)}
 
 {results.footer([result])}
 """
+
+
+def mistakes(result: dict[str, Any]) -> str:
+  """The table of the pictures that the network gets wrong; empty if there are none."""
+  found = result.get("mistakes")
+  if not found:
+    return ""
+  rows = [
+    [
+      f"`{one['file']}`",
+      *(one.get("part", "test").replace("_", " "), one["class"], one["said"]),
+      percent(one["probability"], 1),
+    ]
+    for one in found
+  ]
+  header = ["wrong, the most certain first", "", "it is", "the network says", "with"]
+  return f"{table(header, rows)}\n\n"
+
+
+def draw_mistakes(found: Sequence[dict[str, Any]], file: pathlib.Path) -> None:
+  """The pictures that the network gets wrong, as it sees them."""
+  columns = 6
+  with plots.figure(
+    file, -(-len(found) // columns), columns, width=1.7, height=2.2
+  ) as axes:
+    for panel in axes.ravel():
+      panel.set_axis_off()
+    for panel, one in zip(axes.ravel(), found, strict=False):
+      bits = np.frombuffer(base64.b64decode(one["image"]), np.uint8)
+      _draw_image(panel, np.unpackbits(bits).reshape(pictures.SIDE, pictures.SIDE))
+      lines = [pathlib.Path(one["file"]).name, f"is {one['class']}"]
+      lines.append(f"said {one['said']}, {percent(one['probability'], 0)}")
+      panel.set_title("\n".join(lines), fontsize=7)
 
 
 def draw_training(result: dict[str, Any], file: pathlib.Path) -> None:
@@ -248,17 +290,22 @@ def draw_samples(
   for label in (0, 1):
     images = data.x[data.y == label][: 2 * columns]
     rows += [images[:columns], images[columns:]]
-  paper_and_ink = matplotlib.colors.ListedColormap(["white", "black"])
   with plots.figure(file, len(rows), columns, width=1.1, height=1.15) as axes:
     for panel in axes.ravel():
-      panel.set(xticks=[], yticks=[])
-      panel.grid(False)
-      panel.spines[:].set(visible=True, color="#CCCCCC")
-    for panels, images in zip(axes, rows, strict=True):
-      for panel, image in zip(panels, images, strict=False):
-        panel.imshow(image[:, :, 0], cmap=paper_and_ink, vmin=0, vmax=1)
+      panel.set_axis_off()
+    for panels, drawn in zip(axes, rows, strict=True):
+      for panel, image in zip(panels, drawn, strict=False):
+        _draw_image(panel, image[:, :, 0])
     for label, name in enumerate(classes):
       axes[2 * label, 0].set_title(name)
+
+
+def _draw_image(panel: Axes, image: NDArray[np.uint8]) -> None:
+  panel.set_axis_on()
+  panel.set(xticks=[], yticks=[])
+  panel.grid(False)
+  panel.spines[:].set(visible=True, color="#CCCCCC")
+  panel.imshow(image, cmap=_PAPER_AND_INK, vmin=0, vmax=1)
 
 
 # The results of the path, the printed and the tuned rows of one set of images.

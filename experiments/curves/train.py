@@ -1,5 +1,6 @@
 """Data, training and measurement of one configuration."""
 
+import base64
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -24,6 +25,7 @@ from experiments.networks.curves import CurvesCNN
 import rvsm_jax
 
 _EVALUATION_BATCH = 250
+_SHOWN = 24
 _DECADE_BINS = np.linspace(-12.0, 1.0, 105)
 
 
@@ -46,11 +48,17 @@ def identified(config: configs.Config) -> configs.Config:
   return config
 
 
+def _pictures(config: configs.Config) -> dict[str, pictures.Pictures]:
+  assert config.images is not None
+  assert config.digest is not None
+  return pictures.load(pathlib.Path(config.images), config.digest)
+
+
 def _load(
   config: configs.Config, split: str, data_dir: pathlib.Path | None
 ) -> Examples:
   if config.images is not None:
-    return Examples(*pictures.load(pathlib.Path(config.images), config.digest)[split])
+    return Examples(*_pictures(config)[split][:2])
   font = config.shaky_font
   return Examples(*datasets.load(config.data, split, data_dir, shaky_font=font))
 
@@ -128,14 +136,18 @@ def evaluator(config: configs.Config, examples: Examples) -> Any:
   return training.evaluator(forward, examples, _EVALUATION_BATCH)
 
 
-def logits(config: configs.Config, params: Any, images: NDArray) -> NDArray[np.float32]:
-  """What the network says of images, (n, 2)."""
+def predictor(config: configs.Config) -> Callable[[Any, NDArray], NDArray[np.float32]]:
+  """A function from params and images to what the network says of them, (n, 2)."""
   graph, _ = initial_params(config)
   apply = jax.jit(lambda params, images: nnx.merge(graph, params)(images))
-  starts = range(0, len(images), _EVALUATION_BATCH)
-  return np.concatenate(
-    [apply(params, images[start : start + _EVALUATION_BATCH]) for start in starts]
-  )
+
+  def logits(params: Any, images: NDArray) -> NDArray[np.float32]:
+    starts = range(0, len(images), _EVALUATION_BATCH)
+    return np.concatenate(
+      [apply(params, images[start : start + _EVALUATION_BATCH]) for start in starts]
+    )
+
+  return logits
 
 
 def train(
@@ -175,12 +187,14 @@ def train(
   )
   unseen = load_unseen_font(config, data_dir)
   sparse = state.sparse
+  said = predictor(config)(sparse, data.test.x)[None]
+  warmth = temperature(said, data.test.y)
   result = results.result(
     "curves",
     run.config,
     record.seconds,
     name=config.name,
-    data=_described(config, data),
+    data=described(config, data),
     final=final(
       initial_params(config)[1],
       state.params,
@@ -188,13 +202,17 @@ def train(
       evaluate,
       unseen and evaluator(config, unseen),
     ),
-    temperature=temperature(logits(config, sparse, data.test.x), data.test.y),
+    temperature=warmth,
+    mistakes=mistakes(config, data.test, probabilities(said, warmth))
+    if config.images
+    else None,
     epochs=record.epochs,
   )
   return run.finish(result, sparse)
 
 
-def _described(config: configs.Config, data: Data) -> dict[str, Any]:
+def described(config: configs.Config, data: Data) -> dict[str, Any]:
+  """What a result says of its images."""
   return {
     "name": config.source,
     "classes": config.class_names,
@@ -250,19 +268,63 @@ def final(
 
 
 def temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-  """The t >= 1 for which softmax(logits / t) fits images not trained on best.
+  """The t >= 1 for which `probabilities` fits images not trained on best.
 
   It minimises the cross entropy (Guo et al. 2017), and takes back the certainty that
   training to a loss of zero leaves.
+
+  Args:
+    logits: of one or more networks, (networks, n, 2).
+    labels: (n,).
   """
 
   def loss(inverse: float) -> float:
     log_p = special.log_softmax(inverse * np.asarray(logits, np.float64), axis=-1)
+    log_p = special.logsumexp(log_p, axis=0) - np.log(len(logits))
     return -float(np.mean(np.take_along_axis(log_p, labels[:, None], axis=-1)))
 
   best = optimize.minimize_scalar(loss, bounds=(1e-3, 1.0), method="bounded").x
   # The search approaches, but never tries, the end of the interval.
   return 1.0 if loss(1.0) <= loss(best) else float(1 / best)
+
+
+def probabilities(logits: NDArray[np.floating], temperature: float) -> NDArray:
+  """The average over networks of softmax(logits / temperature), (n, 2)."""
+  scaled = np.asarray(logits, np.float64) / temperature
+  return np.mean(special.softmax(scaled, axis=-1), axis=0)
+
+
+def mistakes(
+  config: configs.Config, examples: Examples, shares: NDArray[np.floating]
+) -> list[dict[str, Any]]:
+  """The images of which the wrong class is said, the most certain first.
+
+  Args:
+    config: whose images they are.
+    examples: the images and labels.
+    shares: the probabilities of the classes, (n, 2).
+
+  Returns:
+    Of at most 24 the file, the class, the class said and its probability, and the image
+    itself, one bit a pixel, in base 64.
+  """
+  names: dict[bytes, str] = {}
+  if config.images:
+    for x, _, files in _pictures(config).values():
+      names |= {image.tobytes(): file for image, file in zip(x, files, strict=True)}
+  said = np.argmax(shares, axis=1)
+  wrong = np.flatnonzero(said != examples.y)
+  wrong = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")][:_SHOWN]
+  return [
+    {
+      "file": names.get(np.asarray(examples.x[i]).tobytes(), f"number {i}"),
+      "class": config.class_names[examples.y[i]],
+      "said": config.class_names[said[i]],
+      "probability": float(shares[i, said[i]]),
+      "image": base64.b64encode(np.packbits(examples.x[i]).tobytes()).decode(),
+    }
+    for i in wrong
+  ]
 
 
 def _sign_changes(before: jax.Array, after: jax.Array) -> dict[str, float]:

@@ -1,14 +1,14 @@
-"""Takes dead units out of a network: the same outputs, from smaller dense arrays.
+"""Removes dead units from a network: the same outputs, from smaller dense arrays.
 
-`from rvsm_jax import compaction`. For Flax NNX :func:`compact` is all that is needed;
-for other pytrees :func:`plan` says what can go, and :func:`apply` takes it out of the
-params and of an optimizer's state.
+`from rvsm_jax import compaction`. For Flax NNX you only need :func:`compact`. For other
+pytrees, :func:`plan` finds what can go, and :func:`apply` removes it from the params
+and from an optimizer's state.
 
 A unit (neuron, channel, head) is dead if all its outgoing weights are zero, or if its
 value is a constant. Which axes of which leaves belong to it is derived from the jaxpr:
 of both sides of a residual connection, of query, key, value and output of an attention.
-What is summed over to a mean or a norm, what the data or the code fixes, and what
-reaches a primitive without a rule stays, and the report names it.
+What a mean or a norm sums over, what the data or the code fixes, and what reaches a
+primitive without a rule all stay, and the report names them.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,17 +34,17 @@ _VALUES = frozenset({"u", "z"})
 
 
 def plan(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> Plan:
-  r"""Finds out what can be removed from params without a change of the outputs.
+  r"""Finds what can be removed from params without changing the outputs.
 
-  The function is traced, not run; of the params only the zeros are looked at, and of
-  the inputs only shapes and dtypes. Then it is traced with the smaller params: what it
-  would not compute as before stays, such as heads of which the code fixes the number.
+  The function is traced, not run. It matters where the params are zero, and which
+  shapes and dtypes the inputs have. Then it is traced with the smaller params: what it
+  would compute differently stays, such as heads whose number the code fixes.
 
   Args:
     apply_fn: the network, called as `apply_fn(params, *inputs)`, in the mode in which
-      it is to be equal: inference, as a rule.
+      the outputs must be equal: usually inference.
     params: a pytree of concrete arrays: all that is to become smaller, running
-      statistics too. Leaves that are no arrays are left alone.
+      statistics too. Leaves that are not arrays stay.
     *inputs: pytrees of arrays, or of `jax.ShapeDtypeStruct`; other leaves are passed
       as they are.
 
@@ -52,7 +52,7 @@ def plan(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> Plan:
     A :class:`Plan`; `print(plan)` reports.
 
   Raises:
-    TypeError: if a leaf of `params` is no concrete array.
+    TypeError: if a leaf of `params` is not a concrete array.
 
   Examples:
     >>> import jax
@@ -102,17 +102,17 @@ def compact(
   verify: bool = False,
   report: Callable[[str], Any] | None = None,
 ) -> Model:
-  """The same Flax NNX model, smaller and dense.
+  """Makes a Flax NNX model smaller, and dense again, with the same outputs.
 
-  It is taken as in inference: with the running statistics of batch normalisations, and
-  without dropout. To train on with it, or for other frameworks, see :func:`plan`.
+  The outputs are those of inference: with the running statistics of batch normalisation
+  and without dropout. To continue training, or for other frameworks, see :func:`plan`.
 
   Args:
-    model: an `nnx.Module`; it is not touched.
+    model: an `nnx.Module`, which is not changed.
     *inputs: what it is called with, as in :func:`plan`.
-    verify: whether to run both models on the inputs as well, and compare.
-    report: takes the report of the plan as text, with the measured time of both models
-      for the inputs: `print`, for one.
+    verify: whether to run both models on the inputs and compare their outputs.
+    report: a function, such as `print`, that takes the report of the plan as text, with
+      the measured times of both models on the inputs.
 
   Returns:
     A model of the same class, in the same mode, with sizes such as `out_features` and
@@ -120,9 +120,9 @@ def compact(
 
   Raises:
     ImportError: without Flax.
-    TypeError: if `model` is no `nnx.Module`.
+    TypeError: if `model` is not an `nnx.Module`.
     ValueError: with `verify`, if outputs differ by more than rounding; with it or
-      `report`, if the inputs are no arrays, but shapes.
+      `report`, if the inputs are shapes instead of arrays.
 
   Examples:
     >>> from flax import nnx
@@ -146,20 +146,20 @@ def compact(
 
 
 def apply(plan: Plan, tree: Any, *, values: bool | None = None) -> Any:
-  """Removes what a plan says from params, from u, or from an optimizer's state.
+  """Applies a plan to params, to u, or to an optimizer's state.
 
-  Leaves are known by the names that lead to them, wherever in the tree they stand, so
-  any state that has the structure of the params inside will do (momentum, moments of
-  Adam, chains, masks), and so will the part `variables["params"]` of what was planned.
-  Leaves that belong to no param, such as counts, are passed through.
+  It recognises leaves by the names that lead to them, anywhere in the tree. So you can
+  pass any state that contains the structure of the params (momentum, moments of Adam,
+  chains, masks), or only the part `variables["params"]` of what was planned. Leaves
+  that belong to no param, such as counts, pass through.
 
   Args:
     plan: made by :func:`plan`.
     tree: a pytree of arrays, or of `jax.ShapeDtypeStruct`.
-    values: whether the leaves are values of the params, into which constants of units
-      that go are folded, and not moments or gradients. None: they are if `tree` is a
-      tree of params, and in the fields `u` (RVSM, ADMM) and `z` (schedule-free) of an
-      optimizer's state.
+    values: whether the leaves are values of params, into which the constants of removed
+      units are folded, rather than moments or gradients. None means that they are if
+      `tree` is a tree of params, and in the fields `u` (RVSM, ADMM) and `z`
+      (schedule-free) of an optimizer's state.
 
   Returns:
     A pytree of the same structure.
