@@ -246,6 +246,7 @@ def kill(conv, norm, *channels):
     zero(norm.bias, channel)
 
 
+@pytest.mark.slow
 def test_channels_go_across_residual_connections():
   model = fill(ResNet(nnx.Rngs(0)))
   kill(model.stem, model.norm, 1, 4)
@@ -342,6 +343,7 @@ class Depthwise(nnx.Module):
     return self.project(x).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_depthwise_channels_go_with_their_filters():
   model = fill(Depthwise(nnx.Rngs(0)))
   zero(model.expand.kernel, ..., 2)

@@ -127,6 +127,7 @@ def test_the_l1_lagrangian_descends_in_the_printed_ordering_too():
   assert counted["(w, u) converges"]["broken"] == 0
 
 
+@pytest.mark.slow
 def test_the_error_is_linear_in_beta():
   rows = studies.error_against_beta(CONFIG)
   assert {(row["penalty"], row["k"]) for row in rows} == {

@@ -37,6 +37,7 @@ def test_eight_devices_give_the_numbers_of_one(name):
     assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
 
 
+@pytest.mark.slow
 def test_the_share_of_zeros_is_that_of_all_layers_together():
   params, _ = on_one_device(SPARSE[0])
   kernels = [leaf["kernel"] for leaf in params["layers"].values() if "kernel" in leaf]
