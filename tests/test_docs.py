@@ -1,11 +1,13 @@
 """The documentation builds without a warning, is complete, and its code runs."""
 
 import doctest
+import json
 import math
 import pathlib
 import re
 import textwrap
 
+import numpy as np
 import pytest
 
 import rvsm_jax
@@ -116,6 +118,21 @@ def test_paths_says_what_was_measured():
   )
   low, high = sorted(together)
   assert f"`vmap` took {low} to {high} times as\nlong as the loop" in text
+
+
+def test_drawings_says_what_was_measured():
+  text = read(DOCS / "drawings.md")
+  for name in ("plain", "changed"):
+    file = ROOT / f"experiments/results/curves/small/{name}.json"
+    final = json.loads(read(file))["final"]
+    held_out, others = final["held_out"], final["test"]
+    single = np.array(held_out["networks"])
+    low, high = held_out["interval"]
+    assert (
+      f"| {single.mean():.0%} ({single.min():.0%} to {single.max():.0%})"
+      f" | {held_out['accuracy']:.0%}, interval {low:.0%} to {high:.0%}"
+      f" | {others['accuracy']:.0%} |"
+    ) in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

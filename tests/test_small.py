@@ -255,7 +255,7 @@ def test_a_small_set_from_files_to_predictions(tmp_path, capsys, monkeypatch):
   for name, one in (("changed", result), ("plain", plain)):
     results.write_json(reports / f"{name}.json", one)
   files = [file.name for file in small_report.rebuild(reports)]
-  assert files == ["small.md", "changed-mistakes.png"][: 1 + bool(result["mistakes"])]
+  assert files == ["small.md", "mistakes.png"][: 1 + bool(result["mistakes"])]
   rows = (reports / "small.md").read_text().splitlines()[4:8]
   assert [row.split(" | ")[0].strip("| ") for row in rows] == 2 * [
     "none",

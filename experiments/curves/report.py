@@ -197,17 +197,22 @@ def mistakes(result: dict[str, Any]) -> str:
 
 
 def draw_mistakes(found: Sequence[dict[str, Any]], file: pathlib.Path) -> None:
-  """The pictures that the network gets wrong, as it sees them."""
+  """Up to 12 pictures of each part that are wrong, as the network sees them."""
+  parts: dict[str, list[dict[str, Any]]] = {}
+  for one in found:
+    parts.setdefault(one.get("part", "test"), []).append(one)
+  shown = [one for part in parts.values() for one in part[:12]]
   columns = 6
   with plots.figure(
-    file, -(-len(found) // columns), columns, width=1.7, height=2.2
+    file, -(-len(shown) // columns), columns, width=1.7, height=2.2
   ) as axes:
     for panel in axes.ravel():
       panel.set_axis_off()
-    for panel, one in zip(axes.ravel(), found, strict=False):
+    for panel, one in zip(axes.ravel(), shown, strict=False):
       bits = np.frombuffer(base64.b64decode(one["image"]), np.uint8)
       _draw_image(panel, np.unpackbits(bits).reshape(pictures.SIDE, pictures.SIDE))
-      lines = [pathlib.Path(one["file"]).name, f"is {one['class']}"]
+      part = one.get("part", "test").replace("_", " ")
+      lines = [f"{part}: {pathlib.Path(one['file']).name}", f"is {one['class']}"]
       lines.append(f"said {one['said']}, {percent(one['probability'], 0)}")
       panel.set_title("\n".join(lines), fontsize=7)
 

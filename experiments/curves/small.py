@@ -44,8 +44,7 @@ class Config(configs.Config):
   """One training, or several on a small set.
 
   Attributes:
-    folds: hold out each training picture once, in one of so many parts; with the
-      trainings of all parts come more than one network, which are averaged.
+    folds: hold out each training picture once, in one of so many parts; 0 for none.
     networks: train so many in each fold, from as many seeds, and average them.
     rotation: in training, turn images by up to so many degrees, at random.
     elastic: in training, bend images by about so many pixels.

@@ -27,18 +27,16 @@ def write(result: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes a table of all results in a folder, and the mistakes of each."""
-  found = {file.stem: results.read(file) for file in sorted(folder.glob("*.json"))}
+  """Writes a table of all results in a folder, and the mistakes of the last of them."""
+  found = [results.read(file) for file in sorted(folder.glob("*.json"))]
   if not found:
     return []
-  found = dict(sorted(found.items(), key=lambda one: len(_augmented(one[1]["config"]))))
-  files = []
-  for stem, result in found.items():
-    if result["mistakes"]:
-      files.append(folder / f"{stem}-mistakes.png")
-      report.draw_mistakes(result["mistakes"], files[-1])
-  together = compared(list(found.values()))
-  return [results.write_atomically(folder / "small.md", together), *files]
+  found.sort(key=lambda one: len(_augmented(one["config"])))
+  files = [results.write_atomically(folder / "small.md", compared(found))]
+  if found[-1]["mistakes"]:
+    files.append(folder / "mistakes.png")
+    report.draw_mistakes(found[-1]["mistakes"], files[-1])
+  return files
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -66,13 +64,13 @@ Protocol: {report.protocol(config)}
 
 
 _EXPLAINED = (
-  "*One network*: the mean accuracy of single networks, and from the least to the"
-  " most. *Seeds* and *folds*: the standard deviation over seeds, of means over folds,"
-  " and over folds, of means over seeds, in points. *Average*: the accuracy of the"
-  " averaged probabilities of all networks that did not see the picture, with Wilson's"
-  " 95% interval: as far as that, the true share may be from what was found on so few"
-  " pictures, if they are a fair sample. Those held out share networks with each other,"
-  " so that for them it is approximate."
+  "*One network*: the mean accuracy of single networks, and from the least to the most."
+  " *Seeds* and *folds*: the standard deviation over seeds, of means over folds, and"
+  " over folds, of means over seeds, in points. *Average*: the accuracy of the averaged"
+  " probabilities of all networks that did not see the picture, with Wilson's 95%"
+  " interval: how far the true share may be from the one found on so few pictures, if"
+  " they are a fair sample. For held-out pictures it is approximate, since their"
+  " networks have training pictures in common."
 )
 
 
@@ -105,10 +103,10 @@ def augmentation(config: dict[str, Any]) -> str:
 
 def _augmented(config: dict[str, Any]) -> list[str]:
   words = {
-    "shift": "shifts of {:g} pixels",
-    "rotation": "turns of {:g}°",
+    "shift": "shifts of up to {:g} pixels",
+    "rotation": "turns of up to {:g}°",
     "elastic": "bends of {:g} pixels",
-    "stroke": "strokes changed by {:g} pixels",
+    "stroke": "strokes changed by up to {:g} pixels",
   }
   return [text.format(config[name]) for name, text in words.items() if config[name]]
 
