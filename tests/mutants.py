@@ -5,9 +5,10 @@
   python tests/mutants.py --fresh --jobs 2   # all, anew
 
 A mutant is an exact text that is there once, and what replaces it. The tests that are
-likely to notice run first; only if they pass do all tests of the library. Results are
-in mutants.json beside this file, and mutants.md is a table of them. The text of each
-mutant is kept in its result, so that one which was changed runs again.
+likely to notice run first; only if they pass do all tests of the library; both without
+the slow ones. Results are in mutants.json beside this file, and mutants.md is a table
+of them. The text of each mutant is kept in its result, so that one which was changed
+runs again.
 """
 
 import argparse
@@ -681,7 +682,7 @@ def run_tests(folder: str, tests: list[str], results: Any) -> None:
   os.dup2(output, 1)
   os.dup2(output, 2)
   recorder = Recorder()
-  options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+  options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow"]
   code = pytest.main([*options, *tests], plugins=[recorder])
   results.put((int(code), recorder.failed))
 

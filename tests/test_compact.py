@@ -9,6 +9,7 @@ import tracemalloc
 import equinox as eqx
 from flax import linen, nnx
 import haiku as hk
+from helpers import in_part
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -102,7 +103,9 @@ def sizes(model):
   return [layer.out_features for layer in model.layers[::2]]
 
 
-@pytest.mark.parametrize("act", [nnx.relu, jnp.tanh, nnx.sigmoid, nnx.gelu])
+@pytest.mark.parametrize(
+  "act", in_part([nnx.relu, jnp.tanh, nnx.sigmoid, nnx.gelu], nnx.relu, nnx.sigmoid)
+)
 def test_neurons_of_constant_value_go_into_the_next_bias(act):
   model = perceptron(5, 8, 7, 3, act=act)
   zero(model.layers[0].kernel, ..., jnp.array([0, 3, 7]))
@@ -243,6 +246,7 @@ def kill(conv, norm, *channels):
     zero(norm.bias, channel)
 
 
+@pytest.mark.slow
 def test_channels_go_across_residual_connections():
   model = fill(ResNet(nnx.Rngs(0)))
   kill(model.stem, model.norm, 1, 4)
@@ -262,7 +266,7 @@ def test_channels_go_across_residual_connections():
   model.blocks[0].conv2.kernel[...] = (
     model.blocks[0].conv2.kernel[...].at[..., 1].set(1)
   )
-  assert shrunk(model, x).stem.out_features == 5
+  assert compaction.compact(model, x).stem.out_features == 5
 
 
 def test_a_group_ties_the_layers_of_a_residual_connection():
@@ -339,6 +343,7 @@ class Depthwise(nnx.Module):
     return self.project(x).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_depthwise_channels_go_with_their_filters():
   model = fill(Depthwise(nnx.Rngs(0)))
   zero(model.expand.kernel, ..., 2)
@@ -403,7 +408,7 @@ class Transformer(nnx.Module):
 TOKENS = jnp.arange(10).reshape(2, 5) % 7
 
 
-@pytest.mark.parametrize("norm", [nnx.LayerNorm, nnx.RMSNorm])
+@pytest.mark.parametrize("norm", in_part([nnx.LayerNorm, nnx.RMSNorm], nnx.LayerNorm))
 def test_heads_go_as_heads_and_neurons_as_neurons(norm):
   model = fill(Transformer(nnx.Rngs(0), norm))
   first, second = model.blocks
@@ -573,6 +578,7 @@ def test_u_and_momentum_of_rvsm():
 # Other frameworks
 
 
+@pytest.mark.slow
 def test_linen_models_are_made_anew():
   def model(width):
     return linen.Sequential([linen.Dense(width), linen.relu, linen.Dense(2)])
@@ -602,6 +608,7 @@ def test_equinox_models_run_as_they_come_back():
   close(smaller(x), model(x))
 
 
+@pytest.mark.slow
 def test_haiku_models_are_made_anew():
   def transformed(width):
     return hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([width, 2])(x)))
@@ -682,6 +689,7 @@ def test_a_plan_for_many_weights_takes_no_copy():
   assert seconds < 10
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
   st.lists(

@@ -238,7 +238,7 @@ def train(
     _evaluation_batch(mesh),
     functools.partial(split_batch, mesh),
   )
-  metrics, live = training.networks_metrics(
+  measured = training.networks_metrics(
     evaluate, lambda state: measure.zeros(state.sparse), row.splits
   )
   overwrite = settings.overwrite_w_each_epoch and row.splits
@@ -250,8 +250,7 @@ def train(
       training.epoch_order, settings.seed, size=size, batch_size=settings.batch_size
     ),
     step=one.compiled(jax.device_put(data.train, one.shardings)),
-    evaluate=metrics,
-    live=live,
+    **measured,
     after_epoch=training.overwritten if overwrite else None,
     checkpoint_seconds=checkpoint_seconds,
   )
