@@ -372,7 +372,7 @@ def test_the_learning_rate_falls_tenfold_at_epochs_80_120_and_160(batch_size, pe
   np.testing.assert_allclose(rates, peak * np.array(expected), rtol=1e-5)
 
 
-def test_the_fast_recipe_is_one_cycle_and_smooths_labels(tiny):
+def test_the_fast_recipe_is_one_cycle_and_smooths_labels():
   settings = configs.Settings(recipe="fast", batch_size=64)
   rates = jax.vmap(configs.schedule(settings, 100))(jnp.arange(101))
   assert jnp.argmax(rates) == 30
@@ -380,7 +380,7 @@ def test_the_fast_recipe_is_one_cycle_and_smooths_labels(tiny):
   assert rates[100] < 1e-5
   config = configs.Config(_row(), settings)
   mesh = train.data_mesh(_one_device())
-  one = train.trainer(config, train.Network.create(config)[0], 100, mesh)
+  one = train.trainer(config, train.Network(None, None, None), 100, mesh)
   logits = jnp.array([[2.0, 0.0, -1.0]])
 
   def step(smoothing):
@@ -484,6 +484,7 @@ def test_devices_that_share_a_scan_of_batches_find_the_numbers_of_one(tiny):
   np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_statistics_are_recalibrated_to_other_weights(tiny):
   config = configs.Config(_row(), SMALL)
   state, network, mesh = _trained(_one_device(), config, steps=1)
