@@ -455,8 +455,7 @@ MUTANTS = (
       "nuclear: matrix of the wrong axis",
       "return x.reshape(-1, x.shape[-1])",
       "return x.reshape(x.shape[0], -1)",
-      "prox_properties.py::test_value_is_the_definition prox_properties.py"
-      " prox_global.py",
+      "prox_global.py::test_nuclear_prox_is_stationary",
     ),
   ),
   *_of(

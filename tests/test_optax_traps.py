@@ -15,7 +15,7 @@ from cases import (
   with_invariant,
 )
 import chex
-from helpers import find_state, find_states, gradients, is_masked, run, tree
+from helpers import find_state, find_states, gradients, in_part, is_masked, run, tree
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -277,9 +277,7 @@ def without_hyperparams(state):
   )
 
 
-@pytest.mark.parametrize(
-  "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", in_part([jnp.float32, jnp.bfloat16], jnp.float32))
 @with_invariant("inject", costly=True)
 def test_injected_is_equal(case, dtype):
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
@@ -481,7 +479,7 @@ def test_empty_trees(case):
       assert updates == params
 
 
-@with_invariant("None")
+@with_invariant("None", costly=True)
 def test_none_leaves_pass_through(case):
   params = {"w": jnp.ones((2, 2)), "frozen": None}
   for kwargs in ({}, {"mask": rvsm_jax.kernels}):
@@ -513,7 +511,7 @@ def test_a_leaf_without_gradient_has_no_update(case):
 # dtypes
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", in_part([jnp.float16, jnp.bfloat16], jnp.bfloat16))
 @with_invariant(costly=True)
 def test_half_precision_keeps_dtypes_and_follows_single_precision(case, dtype):
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 STEPS = (1e-3, 0.05, 0.3, 2.0)
 X = sample().astype(np.float32)
-HALVES = (jnp.bfloat16, jnp.float16)
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 typical_case = pytest.mark.parametrize("case", typical(CASES), ids=str)
@@ -222,9 +221,7 @@ def test_vmap_over_the_regularisation_path(case: Case):
     np.testing.assert_allclose(p, value(case)(X, hyper), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-  "name", ["l0", "transformed_l1", "group_lasso-out", "nuclear", "cardinality"]
-)
+@pytest.mark.parametrize("name", ["transformed_l1", "group_lasso-out", "nuclear"])
 def test_jit_with_tracers_is_eager_with_numbers(name: str):
   case = next(case for case in CASES if case.name == name)
   for step in (0, 0.3):
@@ -326,7 +323,7 @@ def _shapes(case: Case) -> tuple[tuple[int, ...], ...]:
 
 
 @every
-@pytest.mark.parametrize("dtype", [*HALVES, jnp.float32, jnp.float64], ids=np.dtype)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64], ids=np.dtype)
 def test_dtype_and_shape_are_kept(case: Case, dtype: Any):
   with jax.enable_x64(dtype == jnp.float64):
     for shape in _shapes(case):
@@ -338,7 +335,7 @@ def test_dtype_and_shape_are_kept(case: Case, dtype: Any):
 
 
 @every
-@pytest.mark.parametrize("dtype", [*HALVES, jnp.float32, jnp.float64], ids=np.dtype)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64], ids=np.dtype)
 def test_other_precisions_do_not_leak(case: Case, dtype: Any):
   """Those of the step and of hyperparameters."""
   with jax.enable_x64(True):

@@ -3,10 +3,10 @@
 import itertools
 
 import chex
-from helpers import both_axis_types, in_part
+from helpers import in_part
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
@@ -171,7 +171,8 @@ def test_a_share_of_one_by_injection_and_no_implicit_promotion():
     jax.eval_shape(tx.update, params, tx.init(params), params)
 
 
-@both_axis_types
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_and_donated_as_on_one_device(axis_type):
   grid = jax.make_mesh((4, 2), ("x", "y"), (axis_type,) * 2, devices=jax.devices("cpu"))
   tx = optax.chain(

@@ -158,6 +158,7 @@ def test_rvsm_keeps_u_the_map_of_w():
   chex.assert_trees_all_equal(kernels(u), jax.jit(ALL.prox)(kernels(params), 1.0))
 
 
+@pytest.mark.slow
 def test_without_u_as_with_it():
   params, grads = tree(), tree(1)
   results = []

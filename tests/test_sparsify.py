@@ -4,10 +4,10 @@ import functools
 
 import chex
 from flax import nnx
-from helpers import both_axis_types, in_part
+from helpers import in_part
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
@@ -86,7 +86,7 @@ def zeros(params):
   ("optimizer", "dtype"),
   in_part(
     [*((name, "float32") for name in OPTIMIZERS), ("momentum", "bfloat16")],
-    *(("adam", "float32"), ("momentum", "bfloat16")),
+    ("momentum", "bfloat16"),
   ),
 )
 def test_the_share_is_reached_and_no_zero_comes_back(optimizer, dtype):
@@ -200,6 +200,7 @@ def test_the_floor_changes_no_share_and_keeps_the_largest_of_each(sparsity):
 # Inside Optax and Flax
 
 
+@pytest.mark.slow
 def test_mini_steps_do_not_count_and_a_refused_step_changes_nothing():
   tx = rvsm_jax.sparsify(OPTIMIZERS["adam"], 0.9, steps=STEPS)
   steps = optax.MultiSteps(tx, 2).gradient_transformation()
@@ -251,7 +252,8 @@ def test_a_flax_model():
   assert sum(int(jnp.sum(w == 0)) for w in leaves) == 720
 
 
-@both_axis_types
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_and_donated_as_on_one_device(axis_type):
   grid = jax.make_mesh((4, 2), ("x", "y"), (axis_type,) * 2, devices=jax.devices("cpu"))
   specs = {
