@@ -151,13 +151,13 @@ MUTANTS = (
       "transform: pull in half precision",
       "(w.astype(dtype) - target.astype(dtype))",
       "(w - target.astype(w.dtype)).astype(dtype)",
-      "admm.py rvsm.py optax_traps.py",
+      "rvsm.py::test_the_pull_is_not_computed_in_half_precision",
     ),
     (
       "transform: difference of the unrounded image",
       "return (new.astype(w.dtype).astype(dtype) - w.astype(dtype)).astype(w.dtype)",
       "return (new - w.astype(new.dtype)).astype(w.dtype)",
-      "proximal.py optax_traps.py",
+      "proximal.py::test_the_params_are_the_image_rounded_once",
     ),
     (
       "transform: one of all leaves taken leaf by leaf",
@@ -542,7 +542,7 @@ MUTANTS = (
       "masks: kernels take vectors",
       "jnp.ndim(leaf) >= 2",
       "jnp.ndim(leaf) >= 1",
-      "masks.py::test_kernels_takes_matrices_and_filters_only",
+      "masks.py",
     ),
   ),
   *_of(
@@ -594,7 +594,7 @@ MUTANTS = (
       "straight_through: latent weights not rounded to what params become",
       "return _landed(v, optax.apply_updates(v, d))",
       "return optax.apply_updates(v, d)",
-      "straight_through.py::test_params_are_exactly_the_image_of_the_latent_weights",
+      "straight_through.py::test_a_number_that_an_update_leads_to_it_leads_to_again",
     ),
     (
       "straight_through: latent weights not copied",
@@ -625,8 +625,8 @@ MUTANTS = (
     ),
     (
       "validate: True is a number",
-      "isinstance(value, bool | np.bool_ | str)",
-      "isinstance(value, str)",
+      'number.dtype.kind in "iu"',
+      'number.dtype.kind in "iub"',
       "penalty_errors.py::test_hyperparameters_are_numbers"
       " transform_errors.py::test_numbers_of_another_type",
     ),

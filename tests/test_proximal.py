@@ -222,6 +222,17 @@ def test_zeros_are_exactly_zero_after_apply_updates(dtype, penalty, lam, jit):
     assert 0.05 < np.mean(got) < 0.95
 
 
+def test_the_params_are_the_image_rounded_once():
+  # It is nearer to 1 + 2^-7 than to 1; its rounded difference from 1 would be a tie.
+  image = 1 + 2.0**-8 + 2.0**-18
+  penalty = rvsm_jax.Penalty(jnp.sum, lambda x, step: jnp.full_like(x, image))
+  w = jnp.ones(1, jnp.bfloat16)
+  tx = rvsm_jax.proximal(1.0, penalty, lam=1.0)
+  updates, _ = tx.update(w, tx.init(w), w)
+  got = optax.apply_updates(w, updates)
+  np.testing.assert_array_equal(got.astype(jnp.float32), 1 + 2.0**-7)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_stay_under_a_gradient_below_lam(dtype):
   lam, lr = 0.5, 0.1

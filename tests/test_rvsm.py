@@ -394,6 +394,16 @@ def test_u_dtype_rounds_the_pull_by_no_more_than_its_precision():
   assert 0 < np.max(error) <= 2.0 * 2**-8
 
 
+def test_the_pull_is_not_computed_in_half_precision():
+  # w - u is 1 - 2^-10, which is 1 in bfloat16.
+  small = rvsm_jax.Penalty(jnp.sum, lambda x, step: x * 2.0**-10)
+  tx = rvsm_jax.rvsm(1.0, small, lam=1.0, beta=1.0)
+  w = jnp.ones(1, jnp.bfloat16)
+  updates, _ = tx.update(w, tx.init(w), w)
+  assert updates.dtype == w.dtype
+  np.testing.assert_array_equal(updates.astype(jnp.float32), 2.0**-10)
+
+
 # Schedules
 
 
