@@ -12,11 +12,11 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments curves
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist worksteal
 
-# The tests of more than ten seconds, which CI runs too.
+# The tests that `make test` leaves out, which CI runs too.
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 # What the compilers of TPUs and of NVIDIA GPUs, which need no such device, make of the
 # library: tests of traffic, temporaries and communication. The second takes 5 GB.

@@ -27,8 +27,9 @@ EXPERIMENTS = {
 }
 
 
-def main(arguments: list[str]) -> None:
-  """Runs the experiment that the first argument names."""
+def main(*names: str) -> None:
+  """Runs the experiment that the first argument names; `names` are those in front."""
+  arguments = [*names, *sys.argv[1:]]
   if not arguments or arguments[0] not in EXPERIMENTS:
     lines = [f"  {name:12} {text}" for name, text in EXPERIMENTS.items()]
     known = "\n".join(["python -m experiments NAME --help", "", *lines])
@@ -39,4 +40,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  main()

@@ -495,4 +495,4 @@ def main(
 
 
 if __name__ == "__main__":
-  cli.run("benchmark", main, sys.argv[1:])
+  cli.run("benchmark", main)

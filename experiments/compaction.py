@@ -7,7 +7,6 @@ trained` networks that group penalties made small.
 from collections.abc import Callable, Iterable
 import itertools
 import pathlib
-import sys
 from typing import Any
 
 from flax import nnx
@@ -245,7 +244,7 @@ def trained(
   folder = places.report("compaction", runs)
   result = results.result("compaction", {}, None, tasks=found)
   results.write_json(folder / "trained.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
 
 def _compared(
@@ -294,10 +293,10 @@ def main(places: cli.Common) -> None:
   folder = places.report("compaction", places.run("compaction"))
   result = results.result("compaction", {}, None, networks=found)
   results.write_json(folder / "compaction.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their paths."""
   pages = {"compaction": _page, "trained": _page_of_trained}
   return [
@@ -380,9 +379,7 @@ Written by `python -m experiments compaction`.
 """
 
 
-rebuild = write
-
 COMMANDS = {"": main, "trained": trained}
 
 if __name__ == "__main__":
-  cli.run("compaction", COMMANDS, sys.argv[1:])
+  cli.run("compaction", COMMANDS)

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import sys
 from typing import Annotated, Any, Literal
 
 from flax import nnx
@@ -230,4 +229,4 @@ def main(
 
 
 if __name__ == "__main__":
-  cli.run("distributed", main, sys.argv[1:])
+  cli.run("distributed", main)

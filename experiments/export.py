@@ -6,7 +6,6 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
-import sys
 import tempfile
 import time
 from typing import Annotated, Any
@@ -248,4 +247,4 @@ def main(
 
 
 if __name__ == "__main__":
-  cli.run("export", main, sys.argv[1:])
+  cli.run("export", main)

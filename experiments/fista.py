@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import importlib.util
 import pathlib
-import sys
 from typing import Annotated, Any
 import warnings
 
@@ -472,7 +471,7 @@ def page(result: dict[str, Any]) -> str:
   )
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the result in a folder; returns its path."""
   result = results.read(folder / "fista.json")
   return [results.write_atomically(folder / "fista.md", page(result))]
@@ -496,10 +495,8 @@ def main(
     )
   folder = places.report("fista", places.run("fista"))
   results.write_json(folder / "fista.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
-
-rebuild = write
 
 if __name__ == "__main__":
-  cli.run("fista", main, sys.argv[1:])
+  cli.run("fista", main)

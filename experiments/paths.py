@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import pathlib
 import statistics
-import sys
 import time
 from typing import Annotated, Any, NamedTuple
 
@@ -26,7 +25,7 @@ import tyro
 from experiments import datasets
 from experiments.core import backend, cli, measure, methods, plots, results, training
 from experiments.core import run as runs
-from experiments.core.tables import table
+from experiments.core.tables import of_cells
 from experiments.core.training import Data, Examples
 from experiments.networks.perceptron import perceptron
 import rvsm_jax
@@ -140,7 +139,7 @@ def whole(method: Method, config: Config, epochs: int) -> Run:
     one = training.Trainer(forward, optimizer)
     state, _ = one.whole(params, jnp.asarray(order), lam, data.train)
     return {
-      "accuracy": training.accuracy(forward, state.sparse, data.test),
+      "accuracy": training.means(forward, state.sparse, data.test)[1],
       "zeros": measure.zeros(state.sparse),
     }
 
@@ -266,14 +265,6 @@ def markdown(result: dict[str, Any]) -> str:
   config = result["config"]
   way = "vmap" if result["vmap"] else "a loop over one compiled program"
   rows = [_row(length, name) for length in result["times"] for name in WAYS]
-  header = [
-    "way",
-    "epochs",
-    "seconds, first path",
-    "seconds, one more path",
-    "first path, to that of each point compiled",
-    "one more path, to the loop",
-  ]
   weights = 64 * config["hidden"] + config["hidden"] * 10
   return f"""# Whole paths at once
 
@@ -282,7 +273,7 @@ examples), RVSM with l0; a network of {weights:,} weights, 64-{config["hidden"]}
 batches of {config["batch_size"]}. The first training, of {config["epochs"]} epochs, is
 short against its compilation; the second is {config["long_epochs"]} epochs long.
 
-{table(header, rows)}
+{of_cells(rows)}
 
 Medians of {config["rounds"]} rounds, in which the ways take turns in one process;
 ratios are medians of the ratios in a round. Each round compiles anew, and compiling
@@ -302,7 +293,7 @@ the proximal step. lam is ramped up from zero during the first half of the steps
 """
 
 
-def _row(length: dict[str, Any], name: str) -> list[str]:
+def _row(length: dict[str, Any], name: str) -> dict[str, str]:
   rounds = length["rounds"]
 
   def median(name: str) -> str:
@@ -314,14 +305,14 @@ def _row(length: dict[str, Any], name: str) -> list[str]:
 
   again = f"{name} again"
   is_again = again in rounds[0]
-  return [
-    WAYS[name][0],
-    str(length["epochs"]),
-    median(name),
-    median(again) if is_again else "–",
-    ratio(name, "separate"),
-    ratio(again, "loop again") if is_again else "–",
-  ]
+  return {
+    "way": WAYS[name][0],
+    "epochs": str(length["epochs"]),
+    "seconds, first path": median(name),
+    "seconds, one more path": median(again) if is_again else "–",
+    "first path, to that of each point compiled": ratio(name, "separate"),
+    "one more path, to the loop": ratio(again, "loop again") if is_again else "–",
+  }
 
 
 def draw(result: dict[str, Any], path: pathlib.Path) -> None:
@@ -378,4 +369,4 @@ def main(
 
 
 if __name__ == "__main__":
-  cli.run("paths", main, sys.argv[1:])
+  cli.run("paths", main)

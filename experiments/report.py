@@ -7,7 +7,6 @@ from its JSON files.
 from collections.abc import Iterator
 import importlib
 import pathlib
-import sys
 
 from experiments import summary
 from experiments.core import cli, results
@@ -26,4 +25,4 @@ def main(results_folder: pathlib.Path = results.DIRECTORY) -> None:
 
 
 if __name__ == "__main__":
-  cli.run("report", main, sys.argv[1:])
+  cli.run("report", main)

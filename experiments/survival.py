@@ -255,4 +255,4 @@ def main(
 
 
 if __name__ == "__main__":
-  cli.run("survival", main, sys.argv[1:])
+  cli.run("survival", main)

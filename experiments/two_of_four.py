@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -163,7 +162,7 @@ def main(
       networks=networks,
     )
     results.write_json(folder / f"{name}.json", result)
-  results.show(write(folder))
+  results.show(rebuild(folder))
 
 
 def _trained(
@@ -226,7 +225,7 @@ def _cell(task: Task, networks: Mapping[str, list[Any]], network: str) -> str:
   return tables.with_error(values, digits)
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the results in a folder, and returns its path."""
   found = {
     name: results.read(file)
@@ -236,7 +235,5 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
   return [results.write_atomically(folder / "two_of_four.md", page(found))]
 
 
-rebuild = write
-
 if __name__ == "__main__":
-  cli.run("two_of_four", main, sys.argv[1:])
+  cli.run("two_of_four", main)

@@ -29,7 +29,7 @@ def check(
     TypeError: if `value` is no real number.
     ValueError: if `holds` is false for any element.
   """
-  if isinstance(value, bool | np.bool_ | str) or value is None:
+  if isinstance(value, str) or value is None:
     raise TypeError(f"{name} must be {requirement}, got {value!r}.")
   number = concrete(value)
   if number is None:

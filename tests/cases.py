@@ -5,11 +5,12 @@ a row of `TRANSFORMATIONS`. Each then gets every invariant that the suites test.
 row cannot have is said in the row, with the reason, not in the suites.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any, Literal
 
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -538,10 +539,28 @@ ALIASES = (
 )
 
 
-def with_invariant(*invariants: str) -> pytest.MarkDecorator:
-  """Parametrizes `case` over the transformations that have all of `invariants`."""
+# What a test runs on where it compiles a program for each row of a table. Between them
+# they are every kind of code: maps of components, groups, ranks and matrices; w pulled
+# towards u, the prox in a metric, duals, latent weights. `make test-slow` has the rest.
+TYPICAL = {
+  *("l0", "transformed_l1", "group_lasso-out", "exclusive_lasso-out", "nuclear"),
+  *("cardinality", "rvsm", "proximal_adam", "admm", "straight_through"),
+}
+
+
+def typical(rows: Iterable[Any]) -> list[Any]:
+  """Rows of a table, of which `make test` runs the typical ones."""
+  rows = list(rows)
+  return in_part(rows, *(row for row in rows if row.name in TYPICAL))
+
+
+def with_invariant(*invariants: str, costly: bool = False) -> pytest.MarkDecorator:
+  """Parametrizes `case` over the transformations that have all of `invariants`.
+
+  If the test is `costly`, those that are not typical are slow.
+  """
   rows = [case for case in TRANSFORMATIONS if all(map(case.has, invariants))]
-  return pytest.mark.parametrize("case", rows, ids=str)
+  return pytest.mark.parametrize("case", typical(rows) if costly else rows, ids=str)
 
 
 every_transformation = with_invariant()

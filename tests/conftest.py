@@ -1,6 +1,7 @@
 """What every test module shares: devices, precision, strictness, hypothesis."""
 
 from collections.abc import Iterator
+import gc
 import os
 
 import hypothesis
@@ -26,6 +27,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def pytest_configure(config: pytest.Config):
   """A warning at a call that the library makes is an error in every module."""
   config.addinivalue_line("filterwarnings", "error:::rvsm_jax")
+
+
+def pytest_collection_finish():
+  """There is little garbage, and JAX makes each collection of it long."""
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture

@@ -1,9 +1,32 @@
-"""What several suites share: a tree, problems, loops, and a look into states."""
+"""What several suites share: parts of tables, a tree, problems, loops, states."""
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 import numpy as np
 import optax
+import pytest
+
+
+def in_part(rows, *fast):
+  """Rows to parametrize over, of which `make test` runs the last arguments alone.
+
+  `make test-slow` runs the others. It is for tests that compile a program for each row,
+  where a few rows run all of the code.
+  """
+  rows = list(rows)
+  assert all(row in rows for row in fast), f"{fast} are not among {rows}"
+
+  def slow(row):
+    values = row if isinstance(row, tuple) else (row,)
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+  return [row if row in fast else slow(row) for row in rows]
+
+
+both_axis_types = pytest.mark.parametrize(
+  "axis_type", in_part([AxisType.Auto, AxisType.Explicit], AxisType.Explicit)
+)
 
 
 def tree(dtype=jnp.float32, seed=0):

@@ -88,6 +88,7 @@ def test_a_small_run(monkeypatch: pytest.MonkeyPatch):
   assert re.search(r"\| TL1 +\| +\d+\.\d\d \|", text)
 
 
+@pytest.mark.slow
 def test_training_step_is_that_of_the_optimizer():
   run = benchmark.step_runner("proximal TL1", 1)
   before = jax.tree.map(np.asarray, run._state[0])

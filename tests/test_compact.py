@@ -9,6 +9,7 @@ import tracemalloc
 import equinox as eqx
 from flax import linen, nnx
 import haiku as hk
+from helpers import in_part
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -26,14 +27,17 @@ def draw(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def fill(model, seed=0):
-  """Random numbers in place of initial values, positive ones for variances."""
+def fill(make, seed=0):
+  """A model with random numbers, positive ones for variances.
+
+  Its own initial values are never drawn, because their programs take long to compile.
+  """
   rng = np.random.default_rng(seed)
-  graph, state = nnx.split(model)
+  graph, state = nnx.split(nnx.eval_shape(make))
 
   def values(path, leaf):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      return leaf
+      return jnp.zeros(leaf.shape, leaf.dtype)
     scale = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 1
     x = scale * rng.normal(size=leaf.shape)
     if any(getattr(key, "key", None) == "var" for key in path):
@@ -92,17 +96,22 @@ def widths(model):
 
 
 def perceptron(*sizes, act=nnx.relu, bias=True):
-  layers = []
-  for inputs, out in itertools.pairwise(sizes):
-    layers += [nnx.Linear(inputs, out, use_bias=bias, rngs=nnx.Rngs(0)), act]
-  return fill(nnx.Sequential(*layers[:-1]))
+  def make():
+    layers = []
+    for inputs, out in itertools.pairwise(sizes):
+      layers += [nnx.Linear(inputs, out, use_bias=bias, rngs=nnx.Rngs(0)), act]
+    return nnx.Sequential(*layers[:-1])
+
+  return fill(make)
 
 
 def sizes(model):
   return [layer.out_features for layer in model.layers[::2]]
 
 
-@pytest.mark.parametrize("act", [nnx.relu, jnp.tanh, nnx.sigmoid, nnx.gelu])
+@pytest.mark.parametrize(
+  "act", in_part([nnx.relu, jnp.tanh, nnx.sigmoid, nnx.gelu], nnx.relu, nnx.sigmoid)
+)
 def test_neurons_of_constant_value_go_into_the_next_bias(act):
   model = perceptron(5, 8, 7, 3, act=act)
   zero(model.layers[0].kernel, ..., jnp.array([0, 3, 7]))
@@ -244,7 +253,7 @@ def kill(conv, norm, *channels):
 
 
 def test_channels_go_across_residual_connections():
-  model = fill(ResNet(nnx.Rngs(0)))
+  model = fill(lambda: ResNet(nnx.Rngs(0)))
   kill(model.stem, model.norm, 1, 4)
   kill(model.blocks[0].conv1, model.blocks[0].norm1, 0)
   for block in model.blocks[:2]:
@@ -262,11 +271,11 @@ def test_channels_go_across_residual_connections():
   model.blocks[0].conv2.kernel[...] = (
     model.blocks[0].conv2.kernel[...].at[..., 1].set(1)
   )
-  assert shrunk(model, x).stem.out_features == 5
+  assert compaction.compact(model, x).stem.out_features == 5
 
 
 def test_a_group_ties_the_layers_of_a_residual_connection():
-  model = fill(ResNet(nnx.Rngs(0)))
+  model = fill(lambda: ResNet(nnx.Rngs(0)))
   groups = {group.name: group for group in planned(model, draw(2, 8, 8, 3)).groups}
   places = {(place.path, place.axis) for place in groups["stem/kernel"].places}
   assert places >= {
@@ -281,9 +290,9 @@ def test_a_group_ties_the_layers_of_a_residual_connection():
   np.testing.assert_array_equal(groups["stem/kernel"].places[0].labels, np.arange(6))
 
 
-def vgg(channels=(4, 6, 6, 8)):
+def vgg():
   layers, ins = [], 3
-  for k, outs in enumerate(channels):
+  for k, outs in enumerate((4, 6, 6, 8)):
     layers += [
       nnx.Conv(ins, outs, (3, 3), padding="SAME", rngs=nnx.Rngs(k)),
       nnx.BatchNorm(outs, rngs=nnx.Rngs(k)),
@@ -296,11 +305,11 @@ def vgg(channels=(4, 6, 6, 8)):
     ins = outs
   # Flattened: a channel is four inputs of the classifier.
   layers += [lambda x: x.reshape(len(x), -1), nnx.Linear(4 * ins, 5, rngs=nnx.Rngs(0))]
-  return fill(nnx.Sequential(*layers))
+  return nnx.Sequential(*layers)
 
 
 def test_a_vgg_loses_channels_through_pooling_and_flattening():
-  model = vgg()
+  model = fill(vgg)
   first, second, last = model.layers[0], model.layers[3], model.layers[10]
   for conv, norm, channels in (
     (first, model.layers[1], (0,)),
@@ -318,7 +327,7 @@ def test_a_vgg_loses_channels_through_pooling_and_flattening():
 
 def test_channels_go_through_pooling_by_slices_of_an_odd_image():
   """What pads is infinite, and never wins; the convolution is a product of patches."""
-  model = fill(CNN((7, 7, 2), (6,), (0,), (8, 3), rngs=nnx.Rngs(0)))
+  model = fill(lambda: CNN((7, 7, 2), (6,), (0,), (8, 3), rngs=nnx.Rngs(0)))
   zero(model.conv[0].kernel, ..., jnp.array([1, 4]))
   smaller = shrunk(model, draw(2, 7, 7, 2))
   assert smaller.conv[0].kernel.shape == (3, 3, 2, 4)
@@ -340,7 +349,7 @@ class Depthwise(nnx.Module):
 
 
 def test_depthwise_channels_go_with_their_filters():
-  model = fill(Depthwise(nnx.Rngs(0)))
+  model = fill(lambda: Depthwise(nnx.Rngs(0)))
   zero(model.expand.kernel, ..., 2)
   zero(model.expand.bias, 2)
   zero(model.depth.kernel, ..., 5)
@@ -363,7 +372,7 @@ class Fire(nnx.Module):
 
 
 def test_channels_of_a_concatenation_go_from_their_own_branch():
-  model = fill(Fire(nnx.Rngs(0)))
+  model = fill(lambda: Fire(nnx.Rngs(0)))
   zero(model.last.kernel, ..., jnp.array([1, 4, 9]), slice(None))
   smaller = shrunk(model, draw(2, 5, 5, 3))
   assert smaller.one.out_features == 3
@@ -403,9 +412,9 @@ class Transformer(nnx.Module):
 TOKENS = jnp.arange(10).reshape(2, 5) % 7
 
 
-@pytest.mark.parametrize("norm", [nnx.LayerNorm, nnx.RMSNorm])
+@pytest.mark.parametrize("norm", in_part([nnx.LayerNorm, nnx.RMSNorm], nnx.LayerNorm))
 def test_heads_go_as_heads_and_neurons_as_neurons(norm):
-  model = fill(Transformer(nnx.Rngs(0), norm))
+  model = fill(lambda: Transformer(nnx.Rngs(0), norm))
   first, second = model.blocks
   zero(first.attention.out.kernel, 1)
   # Without values, a head adds nothing.
@@ -424,7 +433,7 @@ def test_heads_go_as_heads_and_neurons_as_neurons(norm):
 
 
 def test_a_report_says_what_stays_and_why():
-  text = str(planned(fill(Transformer(nnx.Rngs(0))), TOKENS))
+  text = str(planned(fill(lambda: Transformer(nnx.Rngs(0))), TOKENS))
   assert "as in a mean or a norm" in text
   assert "embed/embedding[1]" in text
   assert "an output of the network" in text
@@ -573,6 +582,7 @@ def test_u_and_momentum_of_rvsm():
 # Other frameworks
 
 
+@pytest.mark.slow
 def test_linen_models_are_made_anew():
   def model(width):
     return linen.Sequential([linen.Dense(width), linen.relu, linen.Dense(2)])
@@ -602,6 +612,7 @@ def test_equinox_models_run_as_they_come_back():
   close(smaller(x), model(x))
 
 
+@pytest.mark.slow
 def test_haiku_models_are_made_anew():
   def transformed(width):
     return hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([width, 2])(x)))
@@ -682,6 +693,7 @@ def test_a_plan_for_many_weights_takes_no_copy():
   assert seconds < 10
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(
   st.lists(

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +45,7 @@ def test_the_gradient_is_that_of_the_loss(k):
   np.testing.assert_allclose(closed, automatic, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("k", in_part([1, 5], 5))
 def test_loss_and_gradient_are_those_of_the_network(k):
   ws, target = points(n=1)
   deviation = monte_carlo(ws[0], target, k, 50_000, seed=1)
@@ -98,7 +99,7 @@ def test_the_hessian_has_the_largest_eigenvalue_that_curvature_says(k):
   np.testing.assert_allclose(largest, problem.curvature(k), rtol=1e-10)
 
 
-@pytest.mark.parametrize("penalty", studies.PENALTIES)
+@pytest.mark.parametrize("penalty", in_part(studies.PENALTIES, "l0"))
 def test_theorem_1_inside_its_conditions(penalty):
   counted = studies.inside(CONFIG, penalty, "gauss_seidel")["claims"]
   broken = {name: claim["broken"] for name, claim in counted.items()}
@@ -126,6 +127,7 @@ def test_the_l1_lagrangian_descends_in_the_printed_ordering_too():
   assert counted["(w, u) converges"]["broken"] == 0
 
 
+@pytest.mark.slow
 def test_the_error_is_linear_in_beta():
   rows = studies.error_against_beta(CONFIG)
   assert {(row["penalty"], row["k"]) for row in rows} == {

@@ -287,6 +287,7 @@ def test_a_result_says_what_came_out_and_how(micro):
   assert sum(counts["counts"]) + counts["zero"] == 692_224
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_not_trained(micro, monkeypatch):
   result, directory = micro
   monkeypatch.setattr(datasets, "load", None)
@@ -295,6 +296,7 @@ def test_a_finished_run_is_read_not_trained(micro, monkeypatch):
   assert again["final"]["accuracy"] == result["final"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_network_is_kept(micro):
   result, directory = micro
   network = export.load(directory / "network.safetensors")
@@ -332,6 +334,7 @@ def test_quick_writes_table_and_figures(fake_data, monkeypatch, tmp_path, capsys
     tyro.cli(command.main, args=["--quick", "--epochs=2", "--output", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_the_table_has_the_papers_row_beside_ours(micro):
   lines = report.markdown(micro[0]).splitlines()
   rows = [line for line in lines if line.startswith("|")]

@@ -12,6 +12,7 @@ import sys
 import time
 
 import chex
+from helpers import both_axis_types
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -129,6 +130,7 @@ def on_one_device(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.slow
 def test_the_training_makes_some_weights_zero(name):
   sparse = on_one_device(name)["sparse"]
   zeros = rvsm_jax.sparsity([sparse["w1"], sparse["w2"]])
@@ -212,13 +214,13 @@ def test_elementwise_penalties_send_nothing(name):
   assert not communication(tx, AxisType.Auto)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@both_axis_types
 def test_no_transformation_sends_anything_for_an_elementwise_penalty(axis_type):
   assert not communication(every_step(TL1), axis_type)
   assert not communication(rvsm_jax.proximal_adam(LR, TL1, lam=0.1), axis_type)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@both_axis_types
 @pytest.mark.parametrize("penalty", [GROUPS, INTEGRATED], ids=["lasso", "integrated"])
 def test_group_norms_send_one_number_per_group(penalty, axis_type):
   found = communication(every_step(penalty), axis_type)
@@ -227,24 +229,27 @@ def test_group_norms_send_one_number_per_group(penalty, axis_type):
   assert max(entries for _, entries in found) <= COLUMNS
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@both_axis_types
 def test_cardinality_sends_counts_alone(axis_type):
   found = communication(every_step(rvsm_jax.cardinality(0.5)), axis_type)
   assert found
   assert max(entries for _, entries in found) < COLUMNS
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@both_axis_types
 def test_the_check_sees_that_penalties_which_rank_entries_gather(axis_type):
   penalty = rvsm_jax.exclusive_lasso()
   found = communication(rvsm_jax.proximal(LR, penalty, lam=0.1), axis_type)
   assert max(entries for _, entries in found) >= ROWS * COLUMNS // 2
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@both_axis_types
 @pytest.mark.parametrize(
   "penalty",
-  [rvsm_jax.exclusive_lasso(), rvsm_jax.combined_group_exclusive(0.5)],
+  [
+    rvsm_jax.exclusive_lasso(),
+    pytest.param(rvsm_jax.combined_group_exclusive(0.5), marks=pytest.mark.slow),
+  ],
   ids=["exclusive", "combined"],
 )
 def test_groups_that_are_whole_on_a_device_are_ranked_there(penalty, axis_type):

@@ -45,13 +45,14 @@ def site(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
   pages = "".join(map(read, (site / "api").glob("*.html")))
   documented = set(re.findall(r'id="rvsm_jax\.(\w+)"', pages))
   assert documented >= set(rvsm_jax.__all__)
 
 
-def test_every_committed_table_is_shown(site):
+def test_every_committed_table_is_shown():
   included = {
     (page.parent / target).resolve()
     for page in PAGES
@@ -62,6 +63,7 @@ def test_every_committed_table_is_shown(site):
   assert included >= tables
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site):
   loaded = re.compile(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"')
   assert not [

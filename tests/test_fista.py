@@ -3,6 +3,7 @@
 import functools
 import warnings
 
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +117,7 @@ def assert_same(objective, found, reference):
 # Against scikit-learn
 
 
-@pytest.mark.parametrize("data", ["diabetes", "random"])
+@pytest.mark.parametrize("data", in_part(["diabetes", "random"], "random"))
 def test_lasso_and_elastic_net(data):
   x, y = regression(data)
   lams = LAMS * np.max(np.abs(x.T @ y)) / len(y)
@@ -145,7 +146,7 @@ def test_lasso_and_elastic_net(data):
       )
 
 
-@pytest.mark.parametrize("data", ["breast_cancer", "random"])
+@pytest.mark.parametrize("data", in_part(["breast_cancer", "random"], "random"))
 def test_logistic_regression(data):
   x, y = classification(data)
   loss, penalty = logistic(x, y), rvsm_jax.l1()
@@ -166,7 +167,7 @@ def test_logistic_regression(data):
     )
 
 
-@pytest.mark.parametrize("data", ["digits", "random"])
+@pytest.mark.parametrize("data", in_part(["digits", "random"], "random"))
 def test_multi_task_lasso(data):
   x, y = several_tasks(data)
   penalty = rvsm_jax.group_lasso("in")
@@ -219,6 +220,7 @@ def steps_to(tol, **options):
   return int(state.count)
 
 
+@pytest.mark.slow
 def test_momentum_and_restarts_pay():
   fast, published = steps_to(1e-8), steps_to(1e-8, restart=False)
   plain = steps_to(1e-8, accelerated=False)
@@ -237,6 +239,7 @@ def test_a_first_step_far_off(accelerated):
   assert np.all((state.step > 0.02) & (state.step <= 1))
 
 
+@pytest.mark.slow
 def test_the_rate_of_the_theory():
   """F(x_k) - F* <= 2 |x_0 - x*|^2 / (eta (k + 1)^2), Beck & Teboulle, Theorem 4.4."""
   loss, lam = quadratic(), 0.1
@@ -396,6 +399,7 @@ def test_extra_arguments():
     tx.update(grad, tx.init(w), **given)
 
 
+@pytest.mark.slow
 def test_data_sets_and_lams_at_once():
   """A cross-validation in one program is what its parts are one by one."""
   x, y = regression("diabetes")
@@ -458,7 +462,7 @@ def test_one_penalty_of_all_leaves():
   np.testing.assert_array_equal(found["b"], 0)
 
 
-@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("explicit", in_part([False, True], True))
 def test_sharded_data_and_params(explicit):
   x, y = regression("random")
   x, y = x[:56], y[:56]

@@ -1,6 +1,7 @@
 """The same training in Flax NNX, Linen, Equinox and Haiku's plain dicts."""
 
 import chex
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -421,6 +422,7 @@ def test_module_names_with_slashes():
 # Records
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_back_what_was_written(start, batch, tmp_path):
   tensorboardX = pytest.importorskip("tensorboardX")
   nnx = pytest.importorskip("flax.nnx")
@@ -496,7 +498,7 @@ def test_orbax_restores_bit_for_bit(start, batch, tmp_path):
   chex.assert_trees_all_equal(*ends)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", in_part([1, 2], 1))
 def test_orbax_restores_on_another_number_of_devices(start, batch, tmp_path, devices):
   ocp = pytest.importorskip("orbax.checkpoint")
   params = {name: {"w": w, "b": b} for name, (w, b) in start.items()}

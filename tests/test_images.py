@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 import pytest
 from scipy import ndimage, special
 
-from experiments import __main__ as experiments
-from experiments import datasets
+from experiments import curves, datasets
+from experiments.core import cli
 from experiments.core.run import ConfigMismatchError, Run
 from experiments.curves import config as configs
 from experiments.curves import images, predict, train
@@ -462,7 +462,7 @@ def test_temperature_undoes_overconfidence():
 
 
 def _command(*arguments):
-  experiments.main(["curves", *map(str, arguments)])
+  cli.run("curves", curves.COMMANDS, [*map(str, arguments)])
 
 
 def _main(capsys, *arguments):

@@ -11,7 +11,7 @@ import pathlib
 import sys
 import types
 
-from cases import TRANSFORMATIONS, every_transformation, with_invariant
+from cases import TRANSFORMATIONS, TYPICAL, every_transformation, with_invariant
 import jax
 import jax.numpy as jnp
 import optax
@@ -64,24 +64,24 @@ def _named(value):
   return Named(value) if isinstance(value, rvsm_jax.Penalty) else value
 
 
-UNDER_TEST = tuple(
-  {
-    "opt_name": case.name,
-    "opt_kwargs": {key: _named(value) for key, value in case.suite.items()},
-    "wrapper_name": None,
-    "wrapper_kwargs": None,
-  }
-  for case in SUITE
-)
-
 NAME = "optax.contrib._common_test"
 LISTS = ("_MAIN_OPTIMIZERS_UNDER_TEST", "_ALL_OPTIMIZERS_UNDER_TEST")
 # What follows the lists in Optax's file, and what its tests look factories up in.
 MARKER = "\ndef _get_opt_factory(opt_name):"
 
 
-def load_suite() -> types.ModuleType:
-  """Optax's test module, with our optimizers in its lists.
+def under_test(case):
+  """The case as an entry of Optax's lists."""
+  return {
+    "opt_name": case.name,
+    "opt_kwargs": {key: _named(value) for key, value in case.suite.items()},
+    "wrapper_name": None,
+    "wrapper_kwargs": None,
+  }
+
+
+def load_suite(cases) -> type:
+  """Optax's test class, of a module with some of our optimizers in its lists.
 
   Raises:
     LookupError: if the file is not there or has another shape.
@@ -98,20 +98,22 @@ def load_suite() -> types.ModuleType:
 
   spec = importlib.util.spec_from_loader(NAME, loader=None, origin=str(path))
   module = importlib.util.module_from_spec(spec)
-  module.__dict__["__rvsm_cases__"] = UNDER_TEST
+  module.__dict__["__rvsm_cases__"] = [under_test(case) for case in cases]
   sys.modules[NAME] = module
   exec(compile(source, str(path), "exec"), module.__dict__)
   if not hasattr(module, "ContribTest"):
     raise LookupError(f"{path} has no ContribTest")
   # The tests look names up in `contrib` when they run.
-  module.contrib = types.SimpleNamespace(**{c.name: factory(c) for c in SUITE})
-  return module
+  module.contrib = types.SimpleNamespace(**{c.name: factory(c) for c in cases})
+  return module.ContribTest
 
 
 try:
-  ContribTest, MISSING = load_suite().ContribTest, ""
+  ContribTest = load_suite([case for case in SUITE if case.name in TYPICAL])
+  Others = pytest.mark.slow(load_suite([c for c in SUITE if c.name not in TYPICAL]))
+  MISSING = ""
 except LookupError as error:
-  ContribTest, MISSING = None, str(error)
+  ContribTest, Others, MISSING = None, None, str(error)
 
 
 EXPECTED_TESTS = (
@@ -125,12 +127,12 @@ EXPECTED_TESTS = (
 
 
 def test_optax_suite_has_cases_for_each_optimizer():
-  if ContribTest is None:
+  if MISSING:
     pytest.skip(MISSING)
-  names = [name for name in dir(ContribTest) if name.startswith("test")]
+  names = [name for suite in (ContribTest, Others) for name in dir(suite)]
   for expected in (*EXPECTED_TESTS, "test_optimizers"):
     cases = [name for name in names if name.rstrip("0123456789") == expected]
-    assert len(cases) >= len(UNDER_TEST), expected
+    assert len(cases) >= len(SUITE), expected
 
 
 @every_transformation
@@ -170,7 +172,7 @@ def wrapped(case):
   }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 @every_transformation
 def test_dtypes_shapes_and_structures_are_kept_in_every_wrapper(case, dtype):
   with jax.enable_x64(dtype == "float64"):

@@ -106,22 +106,12 @@ def test_a_group_lasso_solution_satisfies_its_optimality_condition(x64):
 
 
 @pytest.mark.parametrize(
-  "base",
+  ("base", "penalty"),
   [
-    optax.sgd(0.1, momentum=0.9, nesterov=True),
-    optax.adam(0.1),
+    (optax.sgd(0.1, momentum=0.9, nesterov=True), rvsm_jax.transformed_l1(0.5)),
+    (optax.adam(0.1), rvsm_jax.l0()),
   ],
-  ids=["nesterov", "adam"],
-)
-@pytest.mark.parametrize(
-  "penalty",
-  [
-    rvsm_jax.l0(),
-    rvsm_jax.transformed_l1(0.5),
-    rvsm_jax.mcp(1.0),
-    rvsm_jax.cardinality(0.5),
-  ],
-  ids=["l0", "tl1", "mcp", "cardinality"],
+  ids=["nesterov, tl1", "adam, l0"],
 )
 def test_after_any_base_it_is_the_prox_of_the_base_step(x64, base, penalty):
   params = tree(jnp.float64)
@@ -232,6 +222,17 @@ def test_zeros_are_exactly_zero_after_apply_updates(dtype, penalty, lam, jit):
     assert 0.05 < np.mean(got) < 0.95
 
 
+def test_the_params_are_the_image_rounded_once():
+  # It is nearer to 1 + 2^-7 than to 1; its rounded difference from 1 would be a tie.
+  image = 1 + 2.0**-8 + 2.0**-18
+  penalty = rvsm_jax.Penalty(jnp.sum, lambda x, step: jnp.full_like(x, image))
+  w = jnp.ones(1, jnp.bfloat16)
+  tx = rvsm_jax.proximal(1.0, penalty, lam=1.0)
+  updates, _ = tx.update(w, tx.init(w), w)
+  got = optax.apply_updates(w, updates)
+  np.testing.assert_array_equal(got.astype(jnp.float32), 1 + 2.0**-7)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_stay_under_a_gradient_below_lam(dtype):
   lam, lr = 0.5, 0.1
@@ -259,25 +260,11 @@ def test_the_plain_subgradient_does_not_reach_zero(x64):
   assert np.count_nonzero(w_prox) < w_prox.size / 2
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_learning_rate_zero_leaves_the_params(dtype):
-  params = tree(dtype)
-  for penalty in (
-    rvsm_jax.l0(),
-    rvsm_jax.transformed_l1(),
-    rvsm_jax.group_lasso("out"),
-  ):
-    kwargs = {"lam": 1.0, "mask": rvsm_jax.kernels}
-    tx = rvsm_jax.proximal_sgd(0.0, penalty, momentum=0.9, **kwargs)
-    updates, _ = jax.jit(tx.update)(grads_like(params, 0), tx.init(params), params)
-    chex.assert_trees_all_equal(optax.apply_updates(params, updates), params)
-
-
 def test_lam_zero_is_the_base_step():
   params = tree()
   grads = grads_like(params, 0)
   tx = rvsm_jax.proximal_sgd(0.1, rvsm_jax.transformed_l1(), lam=0.0)
-  updates, _ = tx.update(grads, tx.init(params), params)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
   base, _ = optax.sgd(0.1).update(grads, optax.sgd(0.1).init(params))
   chex.assert_trees_all_close(
     optax.apply_updates(params, updates),
@@ -326,24 +313,6 @@ def test_divergence_stays_visible(penalty):
 # Masks and structure
 
 
-def test_masked_leaves_are_the_base_bit_for_bit():
-  params = tree()
-  grads = grads_like(params, 0)
-  base = optax.adam(0.1)
-  expected, _ = base.update(grads, base.init(params), params)
-  mask = {
-    "conv": False,
-    "dense": rvsm_jax.kernels(params["dense"]),
-    "temperature": False,
-  }
-  tx = optax.chain(base, rvsm_jax.proximal(0.1, rvsm_jax.l1(), lam=1.0, mask=mask))
-  updates, _ = tx.update(grads, tx.init(params), params)
-  kernel = updates["dense"].pop("kernel")
-  untouched = expected["dense"].pop("kernel")
-  chex.assert_trees_all_equal(updates, expected)
-  assert jnp.any(kernel != untouched)
-
-
 def test_the_state_is_a_count():
   params = tree()
   tx = rvsm_jax.proximal(0.1, rvsm_jax.l1(), lam=0.1)
@@ -355,44 +324,12 @@ def test_the_state_is_a_count():
   assert int(state.count) == 1
 
 
-@pytest.mark.parametrize("params", [{}, (), {"a": {}, "b": None}], ids=str)
-def test_empty_trees(params):
-  for tx in (
-    rvsm_jax.proximal_sgd(0.1, rvsm_jax.l1(), lam=0.1),
-    rvsm_jax.proximal_sgd(0.1, rvsm_jax.l1(), lam=0.1, mask=rvsm_jax.kernels),
-    rvsm_jax.add_penalty_gradient(rvsm_jax.l1(), 0.1, mask=rvsm_jax.kernels),
-  ):
-    updates, _ = tx.update(params, tx.init(params), params)
-    assert updates == params
-
-
-def test_state_and_params_can_both_be_donated():
-  params = tree()
-  tx = rvsm_jax.proximal_sgd(0.1, rvsm_jax.l1(), lam=0.1, momentum=0.9)
-
-  def step(params, state, grads):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-  grads = grads_like(params, 0)
-  expected = jax.jit(step)(params, tx.init(params), grads)
-  fresh = jax.tree.map(jnp.copy, params)
-  got = jax.jit(step, donate_argnums=(0, 1))(fresh, tx.init(fresh), grads)
-  chex.assert_trees_all_equal(got, expected)
-
-
-def test_a_regularisation_path_by_vmap_and_a_gradient_in_lam(x64):
+def test_a_whole_training_has_a_gradient_in_lam(x64):
   problem = LeastSquares()
 
   def solve(lam):
     tx = rvsm_jax.proximal_sgd(0.5 / problem.lipschitz, rvsm_jax.l1(), lam=lam)
     return converge(tx, problem, 300)[0]
-
-  path = jnp.array([0.01, 0.1, 1.0, 10.0])
-  batched = jax.jit(jax.vmap(solve))(path)
-  single = jnp.stack([solve(float(lam)) for lam in path])
-  np.testing.assert_allclose(batched, single, rtol=1e-9, atol=1e-12)
-  assert np.all(batched[-1] == 0)
 
   slope = jax.jacfwd(solve)(0.1)
   eps = 1e-6
@@ -430,7 +367,7 @@ def test_penalty_gradient_is_that_of_the_penalised_loss(x64, penalty):
 
   tx = rvsm_jax.add_penalty_gradient(penalty, lam)
   got, _ = jax.jit(tx.update)(jax.grad(loss)(params), tx.init(params), params)
-  chex.assert_trees_all_close(got, jax.grad(penalised)(params), rtol=1e-12)
+  chex.assert_trees_all_close(got, jax.jit(jax.grad(penalised))(params), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_every_report_is_rebuilt(name, tmp_path, monkeypatch):
   assert figures <= files
 
 
+@pytest.mark.slow
 def test_all_of_it_is_rebuilt_by_one_command(tmp_path, capsys):
   shutil.copytree(RESULTS / "convergence", tmp_path / "convergence")
   for name in ("convergence.md", "outside.png"):

@@ -24,14 +24,8 @@ def on_one_device(name):
   return jax.device_get(scale.train(name, TOY, grid, STEPS))
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    SPARSE[0],
-    pytest.param(SPARSE[1], marks=pytest.mark.slow),
-    pytest.param("rvsm l0", marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SPARSE, "rvsm l0"])
 def test_eight_devices_give_the_numbers_of_one(name):
   grid = scale.mesh(jax.devices("cpu")[:8], 4, 2)
   got = scale.train(name, TOY, grid, STEPS)
@@ -43,6 +37,7 @@ def test_eight_devices_give_the_numbers_of_one(name):
     assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
 
 
+@pytest.mark.slow
 def test_the_share_of_zeros_is_that_of_all_layers_together():
   params, _ = on_one_device(SPARSE[0])
   kernels = [leaf["kernel"] for leaf in params["layers"].values() if "kernel" in leaf]

@@ -1,7 +1,8 @@
 """Sharded params: same numbers, same sharding, with and without jit."""
 
-from cases import CASES, RVSM, with_invariant
+from cases import CASES, RVSM, typical, with_invariant
 import chex
+from helpers import both_axis_types
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -53,7 +54,7 @@ def run(case, tx, params, grads):
   return train(params, grads)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.any_shape], ids=str)
+@pytest.mark.parametrize("case", typical(c for c in CASES if c.any_shape), ids=str)
 def test_explicit_mesh_every_penalty(case):
   params = arrays(0, KERNELS)
   penalty = case.penalty
@@ -88,7 +89,7 @@ def check_explicit_mesh(case, compiled):
     return jax.tree.map(jax.typeof, state), jax.tree.map(jax.typeof, new_state)
 
 
-@with_invariant("sharding", "mask")
+@with_invariant("sharding", "mask", costly=True)
 def test_explicit_mesh_every_transformation(case):
   before, after = check_explicit_mesh(case, jax.jit)
   assert after == before
@@ -115,12 +116,11 @@ def test_a_group_that_is_spread_over_devices_has_one_norm():
     grid = mesh(axis_type)
     with jax.set_mesh(grid):
       sharded = jax.device_put(kernel, NamedSharding(grid, P("x", "y")))
-      for prox in (penalty.prox, jax.jit(penalty.prox)):
-        np.testing.assert_allclose(prox(sharded, step), expected, rtol=1e-5)
-      np.testing.assert_allclose(penalty.value(sharded), norms.sum(), rtol=1e-6)
+      np.testing.assert_allclose(jax.jit(penalty.prox)(sharded, step), expected, 1e-5)
+      np.testing.assert_allclose(jax.jit(penalty.value)(sharded), norms.sum(), 1e-6)
 
 
-@with_invariant("sharding", "mask")
+@with_invariant("sharding", "mask", costly=True)
 def test_auto_mesh_keeps_the_placement(case):
   tx = case.make(penalty=rvsm_jax.transformed_l1(0.5), mask=rvsm_jax.kernels)
   params, grads = arrays(0), arrays(1)
@@ -137,7 +137,7 @@ def test_auto_mesh_keeps_the_placement(case):
     assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@both_axis_types
 def test_sparse_params_and_metrics_of_sharded_state(axis_type):
   tx = rvsm_jax.rvsm(mask=rvsm_jax.kernels, **RVSM | {"penalty": rvsm_jax.l0()})
 
@@ -156,12 +156,11 @@ def test_sparse_params_and_metrics_of_sharded_state(axis_type):
   with jax.set_mesh(grid):
     params = place(arrays(0), grid)
     state = jax.jit(tx.init)(params)
-    for function in (rvsm_jax.sparse_params, jax.jit(rvsm_jax.sparse_params)):
-      sparse = function(state, params)
-      chex.assert_trees_all_equal(sparse, expected)
-      assert jax.tree.map(jax.typeof, sparse) == jax.tree.map(jax.typeof, params)
+    sparse = jax.jit(rvsm_jax.sparse_params)(state, params)
+    chex.assert_trees_all_equal(sparse, expected)
+    assert jax.tree.map(jax.typeof, sparse) == jax.tree.map(jax.typeof, params)
     got = jax.jit(metrics)(sparse)
-  chex.assert_trees_all_close(got, metrics(expected), rtol=1e-6)
+  chex.assert_trees_all_close(got, jax.jit(metrics)(expected), rtol=1e-6)
 
 
 def test_lagrangian_and_residual_of_sharded_trees():
@@ -174,9 +173,9 @@ def test_lagrangian_and_residual_of_sharded_trees():
       rvsm_jax.critical_point_residual(grads, params, u, 1.0),
     )
 
+  both = jax.jit(both)
   expected = both(arrays(0), arrays(1))
   grid = mesh(AxisType.Explicit)
   with jax.set_mesh(grid):
     params, grads = place(arrays(0), grid), place(arrays(1), grid)
     np.testing.assert_allclose(both(params, grads), expected, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(both)(params, grads), expected, rtol=1e-5)

@@ -259,7 +259,7 @@ def test_a_small_set_from_files_to_predictions(tmp_path, capsys, monkeypatch):
   rows = (reports / "small.md").read_text().splitlines()[4:8]
   assert [row.split(" | ")[0].strip("| ") for row in rows] == 2 * [
     "none",
-    "turns of 20°",
+    "turns of up to 20°",
   ]
 
 

@@ -128,9 +128,19 @@ LAST_ONLY = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(params, batch):
+  return train(whole, params, batch)
+
+
+@pytest.fixture(scope="module")
+def trained_last(params, batch):
+  return train(last_only(sgd), params, batch)
+
+
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_the_network_of_u_is_the_same_from_every_wrapper(name, params, batch):
-  expected_params, state = train(whole, params, batch)
+def test_the_network_of_u_is_the_same_from_every_wrapper(name, params, batch, trained):
+  expected_params, state = trained
   expected = state[1].u
   assert 0.1 < rvsm_jax.sparsity(expected) < 0.9
 
@@ -145,8 +155,8 @@ def test_the_network_of_u_is_the_same_from_every_wrapper(name, params, batch):
 
 
 @pytest.mark.parametrize("name", LAST_ONLY)
-def test_leaves_without_u_keep_the_params(name, params, batch):
-  expected_params, state = train(last_only(sgd), params, batch)
+def test_leaves_without_u_keep_the_params(name, params, batch, trained_last):
+  expected_params, state = trained_last
   expected = expected_params | {"last": state[1].u["last"]}
   assert rvsm_jax.sparsity(expected["last"]) > 0.1
   assert rvsm_jax.sparsity(expected["first"]) == 0
@@ -157,19 +167,19 @@ def test_leaves_without_u_keep_the_params(name, params, batch):
   chex.assert_trees_all_close(sparse, expected, rtol=1e-5)
 
 
-def test_under_jit(params, batch):
-  trained, state = train(whole, params, batch)
+def test_under_jit(trained):
+  params, state = trained
   chex.assert_trees_all_equal(
-    jax.jit(rvsm_jax.sparse_params)(state, trained),
-    rvsm_jax.sparse_params(state, trained),
+    jax.jit(rvsm_jax.sparse_params)(state, params),
+    rvsm_jax.sparse_params(state, params),
   )
 
 
-def test_params_and_state_are_not_changed(params, batch):
-  trained, state = train(LAST_ONLY["mask"], params, batch)
-  before = jax.tree.map(np.array, (trained, state))
-  rvsm_jax.sparse_params(state, trained)
-  chex.assert_trees_all_equal((trained, state), before)
+def test_params_and_state_are_not_changed(trained_last):
+  params, state = trained_last
+  before = jax.tree.map(np.array, trained_last)
+  rvsm_jax.sparse_params(state, params)
+  chex.assert_trees_all_equal(trained_last, before)
 
 
 def test_between_the_steps_of_multisteps_it_is_the_last_u(params):

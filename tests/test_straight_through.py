@@ -1,6 +1,9 @@
 """Latent weights and their sparse image: exact params, and methods it is equal to."""
 
+import functools
+
 import chex
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -18,7 +21,6 @@ KEEPING = {
   "l0": rvsm_jax.l0(),
   "cardinality": rvsm_jax.cardinality(0.6),
   "cardinality of all": rvsm_jax.cardinality(0.6, scope="all"),
-  "nonnegative": rvsm_jax.nonnegative(),
   "a user's": rvsm_jax.Penalty(
     lambda x: jnp.zeros(()), lambda x, step: jnp.where(abs(x) > step, x, 0)
   ),
@@ -70,6 +72,7 @@ def end(tx, params, steps=4, dtype=np.float32):
   return last
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def image(penalty, latent):
   """The map of the selected leaves, of all together where it takes them so."""
   leaves = jax.tree.leaves(latent)
@@ -88,10 +91,10 @@ def kernels(params):
 @pytest.mark.parametrize(
   ("penalty", "dtype"),
   [
-    *(("l0", dtype) for dtype in ("float16", "bfloat16", "float32", "float64")),
-    ("cardinality", "bfloat16"),
+    ("l0", "float16"),
+    ("l0", "float64"),
+    pytest.param("cardinality", "bfloat16", marks=pytest.mark.slow),
     ("cardinality of all", "float32"),
-    ("nonnegative", "float16"),
     ("a user's", "float32"),
   ],
 )
@@ -106,7 +109,7 @@ def test_params_are_exactly_the_image_of_the_latent_weights(penalty, dtype):
       chex.assert_trees_all_equal_shapes_and_dtypes(params, draw(0, dtype))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", in_part(OPTIMIZERS, "sgd"))
 def test_so_with_every_optimizer_compiled_or_not(optimizer):
   for jit in (True, False):
     for params, state in path(wrap(OPTIMIZERS[optimizer]), draw(0), 3, jit=jit):
@@ -141,7 +144,11 @@ def test_a_number_that_an_update_leads_to_it_leads_to_again(dtype):
 
 
 @pytest.mark.parametrize(
-  ("penalty", "dtype"), [*((p, "float32") for p in SHRINKING), ("l1", "bfloat16")]
+  ("penalty", "dtype"),
+  in_part(
+    [*((p, "float32") for p in SHRINKING), ("l1", "bfloat16")],
+    *(("transformed_l1", "float32"), ("l1", "bfloat16")),
+  ),
 )
 def test_maps_that_shrink_agree_to_one_rounding(penalty, dtype):
   tx, old = wrap(OPTIMIZERS["momentum"], SHRINKING[penalty]), draw(0, dtype)
@@ -188,7 +195,7 @@ def test_sgd_and_l1_are_the_linearized_bregman_iteration():
 
 
 def test_without_a_step_it_is_the_optimizer():
-  for optimizer in OPTIMIZERS.values():
+  for optimizer in (OPTIMIZERS["momentum"], OPTIMIZERS["adamw"]):
     got, _ = end(wrap(optimizer, step=0.0), draw(0))
     expected, _ = end(optimizer, draw(0))
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
@@ -320,6 +327,7 @@ def test_params_and_state_can_be_donated():
   chex.assert_trees_all_close(params, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_as_on_one_device(axis_type):
   grid = jax.make_mesh((4, 2), ("x", "y"), (axis_type,) * 2, devices=jax.devices("cpu"))

@@ -54,6 +54,7 @@ def test_a_document_is_in_one_split_and_a_repeated_paragraph_in_one_place():
   assert 5 < len(lines["test"]) < 40
 
 
+@pytest.mark.slow
 def test_of_scipy_there_is_enough_and_nothing_leaks():
   train, test = (text.texts()[part] for part in ("train", "test"))
   assert len(train) > 800_000
@@ -63,6 +64,7 @@ def test_of_scipy_there_is_enough_and_nothing_leaks():
   assert "BSD" in datasets.note("text", None, None)
 
 
+@pytest.mark.slow
 def test_windows_have_the_next_characters():
   codes, following = datasets.load("text", "test")
   assert codes.dtype == np.uint8
@@ -114,6 +116,7 @@ def test_kernels_are_those_of_attention_and_mlps():
   assert 0.8e6 < size < total < 1.05 * size
 
 
+@pytest.mark.slow
 def test_the_transformer_learns_a_periodic_text():
   codes = jnp.arange(17)[None] % 5
   graph, params = nnx.split(small())

@@ -25,7 +25,7 @@ def main(places: cli.Common, platform: configs.Platform = "tpu") -> None:
     config = configs.QUICK[platform]
   folder = places.report("accelerators", places.run("accelerators"))
   measure(config, folder / f"{platform}.json")
-  results.show(report.write(folder))
+  results.show(report.rebuild(folder))
 
 
 def many_chips(places: cli.Common) -> None:
@@ -62,7 +62,7 @@ def many_chips(places: cli.Common) -> None:
       rows=rows,
     )
     results.write_json(file, result)
-  results.show(report.write(folder)[::-1])
+  results.show(report.rebuild(folder)[::-1])
 
 
 def only_compile() -> None:

@@ -9,7 +9,7 @@ from experiments.core import results, tables
 _FILES = ("tpu.json", "cuda.json")
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their path."""
   found = [results.read(folder / name) for name in _FILES if (folder / name).exists()]
   files = []
@@ -20,9 +20,6 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
     text = _scale(results.read(folder / "scale.json"))
     files.append(results.write_atomically(folder / "scale.md", text))
   return files
-
-
-rebuild = write
 
 
 def _page(found: Sequence[dict[str, Any]]) -> str:

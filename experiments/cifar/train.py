@@ -238,7 +238,7 @@ def train(
     _evaluation_batch(mesh),
     functools.partial(split_batch, mesh),
   )
-  metrics, live = training.networks_metrics(
+  measured = training.networks_metrics(
     evaluate, lambda state: measure.zeros(state.sparse), row.splits
   )
   overwrite = settings.overwrite_w_each_epoch and row.splits
@@ -250,24 +250,11 @@ def train(
       training.epoch_order, settings.seed, size=size, batch_size=settings.batch_size
     ),
     step=one.compiled(jax.device_put(data.train, one.shardings)),
-    evaluate=metrics,
-    live=live,
+    **measured,
     after_epoch=training.overwritten if overwrite else None,
     checkpoint_seconds=checkpoint_seconds,
   )
-  u = state.sparse if row.splits else None
-  _, final = measure.final(state.params, u, lambda p: evaluate(p, state.extra))
-
-  def tested(params: Any, stats: Any) -> dict[str, float]:
-    loss, accuracy = evaluate(params, stats)
-    zeros = float(measure.zeros(params))
-    return {"accuracy": accuracy, "loss": loss, "zeros": zeros}
-
   own = recalibrated(network, state.sparse, state.extra, data.train.x, mesh)
-  final["own_statistics"] = tested(state.sparse, own)
-  if row.sparsity:
-    cut = measure.with_share(state.sparse, row.sparsity)
-    final["at_share"] = tested(cut, state.extra)
   result = results.result(
     "cifar",
     run.config,
@@ -276,7 +263,29 @@ def train(
     reduced=settings.reduced,
     data={"train_images": size, "test_images": len(data.test.x), "test_note": note},
     devices=mesh.size,
-    final=final,
+    final=_final(row, state, own, evaluate),
     epochs=record.epochs,
   )
   return run.finish(result, {"params": state.sparse, "statistics": state.extra})
+
+
+def _final(
+  row: configs.Row,
+  state: training.TrainState,
+  own: Any,
+  evaluate: Callable[[Any, Any], tuple[float, float]],
+) -> dict[str, Any]:
+  """What is measured in the end, `own` being the sparse network's own statistics."""
+
+  def tested(params: Any, stats: Any) -> dict[str, float]:
+    loss, accuracy = evaluate(params, stats)
+    zeros = float(measure.zeros(params))
+    return {"accuracy": accuracy, "loss": loss, "zeros": zeros}
+
+  u = state.sparse if row.splits else None
+  _, final = measure.final(state.params, u, lambda p: evaluate(p, state.extra))
+  final["own_statistics"] = tested(state.sparse, own)
+  if row.sparsity:
+    cut = measure.with_share(state.sparse, row.sparsity)
+    final["at_share"] = tested(cut, state.extra)
+  return final

@@ -18,7 +18,8 @@ import jax
 import rich.progress
 import tyro
 
-from experiments.convergence import counterexamples, problem, report, studies
+from experiments.convergence import counterexamples, problem, studies
+from experiments.convergence.report import rebuild
 from experiments.core import cli, results
 from experiments.core.run import Run
 
@@ -70,7 +71,4 @@ def main(
     outside=outside,
   )
   results.write_json(folder / "convergence.json", result)
-  results.show(report.write(folder))
-
-
-rebuild = report.write
+  results.show(rebuild(folder))

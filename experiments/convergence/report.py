@@ -195,7 +195,7 @@ def markdown(result: Mapping[str, Any]) -> str:
   )
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the report and the figures of the result in a folder."""
   result = results.read(folder / "convergence.json")
   report = results.write_atomically(folder / "convergence.md", markdown(result))

@@ -49,9 +49,12 @@ Command = Callable[..., Any]
 
 
 def run(
-  name: str, commands: Command | Mapping[str, Command], arguments: list[str]
+  name: str,
+  commands: Command | Mapping[str, Command],
+  arguments: list[str] | None = None,
 ) -> None:
   """Runs an experiment's command; errors that explain themselves end with one line."""
+  arguments = sys.argv[1:] if arguments is None else arguments
   prog = f"python -m experiments {name}"
   if isinstance(commands, Mapping):
     word = arguments[0] if arguments and arguments[0] in commands else ""

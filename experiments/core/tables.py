@@ -53,3 +53,8 @@ def of_rows(columns: Columns, rows: Iterable[Any]) -> str:
     for row in rows
   ]
   return table([*columns], cells)
+
+
+def of_cells(rows: Sequence[Mapping[str, str]]) -> str:
+  """A table of rows that have their cells by the header of the column."""
+  return table([*rows[0]], [[*row.values()] for row in rows])

@@ -387,19 +387,12 @@ def means(
   return total[0] / count, total[1] / count
 
 
-def accuracy(forward: Forward, params: Any, examples: Examples) -> jax.Array:
-  """The share of the labels that are found: to be traced."""
-  return means(forward, params, examples)[1]
-
-
 def networks_metrics(
   evaluate: Callable[..., tuple[float, float]],
   zeros: Callable[[TrainState], jax.Array],
   splits: bool,
-) -> tuple[
-  Callable[[TrainState], dict[str, float]], Callable[[TrainState], dict[str, float]]
-]:
-  """What `fit` measures after each epoch, and while it trains."""
+) -> dict[str, Any]:
+  """What `fit` takes to measure, after each epoch and while it trains."""
   zeros = jax.jit(zeros)
 
   def live(state: TrainState) -> dict[str, float]:
@@ -413,7 +406,7 @@ def networks_metrics(
       out |= {"test_loss_u": loss, "test_accuracy_u": found}
     return out | live(state)
 
-  return metrics, live
+  return {"evaluate": metrics, "live": live}
 
 
 def fit(

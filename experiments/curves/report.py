@@ -138,11 +138,8 @@ def markdown(result: dict[str, Any]) -> str:
   main = table(
     [
       penalty_name(config),
-      "accuracy of w",
-      "accuracy of u",
-      "accuracy of w cut at the gap",
-      "exact zeros in u",
-      "w below 1e-10",
+      *(f"accuracy of {network}" for network in ("w", "u", "w cut at the gap")),
+      *("exact zeros in u", "w below 1e-10"),
     ],
     rows,
   )

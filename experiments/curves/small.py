@@ -292,7 +292,7 @@ def train_all(
   chosen = members(config, data.train.y)
   fit = fitter(config, data.train, min(len(member.kept) for member in chosen))
   predict = train.predictor(config)
-  everything = Examples(*map(np.concatenate, zip(data.train, data.test, strict=True)))
+  everything = _everything(data)
 
   def trained(group: Sequence[Member]) -> list[dict[str, Any]]:
     clock = time.monotonic()
@@ -314,6 +314,35 @@ def train_all(
   ):
     found += run.once(file_name(group[0]), functools.partial(trained, group))
 
+  final, mistakes, warmth = _tested(config, data, chosen, found)
+  zeros = np.reshape([one["zeros"] for one in found], (-1, config.networks))
+  result = results.result(
+    "curves",
+    # Where the pictures are is of no interest elsewhere.
+    run.config | {"images": config.images and pathlib.Path(config.images).name},
+    sum(one["seconds"] for one in found),
+    name=config.name,
+    data=train.described(config, data),
+    final=final | {"zeros": zeros},
+    temperature=warmth,
+    mistakes=mistakes,
+  )
+  results.write_json(run.result_file, result)
+  return result
+
+
+def _everything(data: training.Data) -> Examples:
+  return Examples(*map(np.concatenate, zip(data.train, data.test, strict=True)))
+
+
+def _tested(
+  config: Config,
+  data: training.Data,
+  chosen: Sequence[Member],
+  found: Sequence[dict[str, Any]],
+) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
+  """By part, how good the averages are; the mistakes; and the temperature."""
+  everything = _everything(data)
   logits = np.array([one["logits"] for one in found], np.float32)
   logits = logits.reshape(-1, config.networks, *logits.shape[1:])
   right = np.argmax(logits, axis=-1) == everything.y
@@ -351,20 +380,7 @@ def train_all(
     }
     wrong = train.mistakes(config, examples, shares)
     mistakes += [{"part": name, **one} for one in wrong]
-  zeros = np.reshape([one["zeros"] for one in found], right.shape[:2])
-  result = results.result(
-    "curves",
-    # Where the pictures are is of no interest elsewhere.
-    run.config | {"images": config.images and pathlib.Path(config.images).name},
-    sum(one["seconds"] for one in found),
-    name=config.name,
-    data=train.described(config, data),
-    final=final | {"zeros": zeros},
-    temperature=warmth,
-    mistakes=mistakes,
-  )
-  results.write_json(run.result_file, result)
-  return result
+  return final, mistakes, warmth
 
 
 def interval(right: int, count: int) -> tuple[float, float]:

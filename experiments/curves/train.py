@@ -167,7 +167,7 @@ def train(
   steps = len(data.train.x) // config.batch_size * config.epochs
   one = trainer(config, steps)
   evaluate = evaluator(config, data.test)
-  metrics, live = training.networks_metrics(
+  measured = training.networks_metrics(
     evaluate, lambda state: measure.zeros(state.sparse, configs.SPARSE), config.splits
   )
   state, record = training.fit(
@@ -181,8 +181,7 @@ def train(
       batch_size=config.batch_size,
     ),
     step=one.compiled(Examples(*map(jnp.asarray, data.train)), {}),
-    evaluate=metrics,
-    live=live,
+    **measured,
     after_epoch=training.overwritten if config.overwrite else None,
     checkpoint_seconds=checkpoint_seconds,
   )

@@ -31,10 +31,6 @@ class Original:
   checksum: str
   url: str | None = None
 
-  def digest(self, content: bytes) -> str:
-    """The checksum that a content has."""
-    return git_blob(content) if len(self.checksum) == 40 else sha256(content)
-
   def find(self, source: pathlib.Path, folder: str) -> bytes:
     """The content of the file in a directory, or in a folder of it.
 
@@ -64,7 +60,7 @@ class Original:
           f"{path} is truncated or altered ({error}); uncompressed, its {self._kind}"
           f" should be {self.checksum}."
         ) from error
-    found = self.digest(content)
+    found = (git_blob if len(self.checksum) == 40 else sha256)(content)
     if found != self.checksum:
       raise ValueError(
         f"{path} is truncated or altered: its {self._kind} should be {self.checksum},"

@@ -5,7 +5,8 @@ import dataclasses
 from experiments.core import backend, cli, results
 from experiments.core.run import Run
 from experiments.frontier import config as configs
-from experiments.frontier import report, train
+from experiments.frontier import train
+from experiments.frontier.report import rebuild
 
 
 def main(
@@ -46,7 +47,4 @@ def main(
       with Run(runs / task.name / name, config) as run:
         result = train.train(config, data, run)
       results.write_json(folder / task.name / f"{name}.json", result)
-  results.show(report.write(folder))
-
-
-rebuild = report.write
+  results.show(rebuild(folder))

@@ -13,7 +13,7 @@ from experiments.frontier.config import METHODS, TASKS, Task, score
 Found = Mapping[str, dict[str, Any]]
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and a picture for each task whose results are in a folder."""
   tasks: dict[str, dict[str, dict[str, Any]]] = {}
   for task in TASKS:

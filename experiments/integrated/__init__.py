@@ -4,7 +4,8 @@ import dataclasses
 
 from experiments.core import backend, cli, results
 from experiments.integrated import config as configs
-from experiments.integrated import report, train
+from experiments.integrated import train
+from experiments.integrated.report import rebuild
 
 
 def main(
@@ -64,7 +65,4 @@ def main(
       places.checkpoint_seconds,
     )
     results.write_json(folder / f"{name}.json", result)
-  results.show(report.write(folder))
-
-
-rebuild = report.write
+  results.show(rebuild(folder))

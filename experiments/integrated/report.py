@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 from experiments.core import results as results_
-from experiments.core.tables import percent, table
+from experiments.core.tables import of_cells, percent, table
 from experiments.integrated import config as configs
 from experiments.integrated import figures, paper
 
@@ -27,7 +27,7 @@ _PENDIGITS = (
 )
 
 
-def write(directory: pathlib.Path) -> list[pathlib.Path]:
+def rebuild(directory: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and the figures of all results in a directory.
 
   Args:
@@ -357,8 +357,8 @@ def table_3(result: dict[str, Any]) -> str:
     "ours",
     "paper: zero connections",
     "ours",
-    "ours: accuracy",
   ]
+  header += ["ours: accuracy"]
   group, tl1, both = (found[name] for name in ("group", "tl1", "itl"))
   checks = {
     "group sparsity removes neurons and leaves the other connections dense": (
@@ -383,15 +383,6 @@ def table_3(result: dict[str, Any]) -> str:
 
 def chosen(results: Results) -> str:
   """The chosen points of the grids, the neurons removed, and how wide the grids are."""
-  header = [
-    "data set",
-    "method",
-    "lam",
-    "a",
-    "validation accuracy",
-    "neurons removed",
-    "of",
-  ]
   rows = []
   for result in results.values():
     problem = result["config"]["problem"]
@@ -401,17 +392,17 @@ def chosen(results: Results) -> str:
       lams = [p["lam"] for p in one["points"]]
       edge = "" if min(lams) < point["lam"] < max(lams) else " (edge of the grid)"
       rows.append(
-        [
-          _title(result),
-          configs.METHODS[method].title,
-          f"{point['lam']:g}{edge}",
-          f"{point['a']:g}" if configs.METHODS[method].has_a else "–",
-          f"{point['accuracy']:.4f}",
-          f"{mean(result, method, 'neurons_removed'):.1f}",
-          f"{hidden}",
-        ]
+        {
+          "data set": _title(result),
+          "method": configs.METHODS[method].title,
+          "lam": f"{point['lam']:g}{edge}",
+          "a": f"{point['a']:g}" if configs.METHODS[method].has_a else "–",
+          "validation accuracy": f"{point['accuracy']:.4f}",
+          "neurons removed": f"{mean(result, method, 'neurons_removed'):.1f}",
+          "of": f"{hidden}",
+        }
       )
-  return table(header, rows)
+  return of_cells(rows)
 
 
 def _protocol(results: Results) -> str:

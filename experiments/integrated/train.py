@@ -182,7 +182,7 @@ class Trainings:
     """Accuracy on what is held out, share of non-zeros, and zeros of each kernel."""
     params = state.params
     return {
-      "accuracy": training.accuracy(self.forward, params, held),
+      "accuracy": training.means(self.forward, params, held)[1],
       "parameters": rvsm_jax.parameter_ratio(params),
       "zeros": jnp.stack([rvsm_jax.sparsity(k) for k in kernels(params)]),
     }

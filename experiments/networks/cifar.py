@@ -5,7 +5,8 @@ The alphabetical order of the attributes, which is that of pytrees, is the depth
 
 from collections.abc import Callable
 import functools
-from typing import Literal
+import itertools
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 from experiments.networks.layers import conv3x3, max_pool
 
 CLASSES = 10
+
+Make = Callable[..., Any]
+Scale = Callable[[int], int]
 
 _HE = nnx.initializers.he_normal()
 
@@ -62,26 +66,21 @@ class VGG16(nnx.Module):
   At full width 14,724,042 parameters, of which 14,715,584 in kernels.
 
   Args:
-    width: factor of the number of channels.
-    dtype: of the computation.
-    momentum: of the running statistics.
-    rngs: of the initial weights.
+    channels: from a number of channels at full width to that of this network.
+    layer: makes a `ConvNorm`.
+    dense: makes a dense layer.
   """
 
   STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
-  def __init__(
-    self, width: float = 1.0, *, dtype: jnp.dtype, momentum: float, rngs: nnx.Rngs
-  ):
-    layer = functools.partial(ConvNorm, dtype=dtype, momentum=momentum, rngs=rngs)
+  def __init__(self, channels: Scale, layer: Make, dense: Make):
     inputs, stages = 3, []
     for base, depth in self.STAGES:
-      channels = _channels(base, width)
-      sizes = [inputs, *[channels] * depth]
-      stages.append(nnx.List([layer(sizes[i], sizes[i + 1]) for i in range(depth)]))
-      inputs = channels
+      sizes = [inputs, *[channels(base)] * depth]
+      stages.append(nnx.List(layer(*pair) for pair in itertools.pairwise(sizes)))
+      inputs = sizes[-1]
     self.features = nnx.List(stages)
-    self.out = nnx.Linear(inputs, CLASSES, dtype=dtype, rngs=rngs)
+    self.out = dense(inputs, CLASSES)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Logits (n, 10), float32, of normalised images (n, 32, 32, 3)."""
@@ -102,9 +101,7 @@ class Block(nnx.Module):
     layer: makes a `ConvNorm`.
   """
 
-  def __init__(
-    self, inputs: int, outputs: int, stride: int, layer: Callable[..., ConvNorm]
-  ):
+  def __init__(self, inputs: int, outputs: int, stride: int, layer: Make):
     self.first = layer(inputs, outputs, stride=stride)
     self.second = layer(outputs, outputs)
     changes = stride != 1 or inputs != outputs
@@ -119,31 +116,25 @@ class Block(nnx.Module):
 class ResNet18(nnx.Module):
   """ResNet-18 whose first convolution has size 3 and stride 1, the CIFAR variant.
 
-  At full width 11,173,962 parameters, of which 11,164,352 in kernels.
-
-  Args:
-    width: factor of the number of channels.
-    dtype: of the computation.
-    momentum: of the running statistics.
-    rngs: of the initial weights.
+  At full width 11,173,962 parameters, of which 11,164,352 in kernels. Its arguments are
+  those of `VGG16`.
   """
 
   STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
 
-  def __init__(
-    self, width: float = 1.0, *, dtype: jnp.dtype, momentum: float, rngs: nnx.Rngs
-  ):
-    layer = functools.partial(ConvNorm, dtype=dtype, momentum=momentum, rngs=rngs)
-    inputs = _channels(self.STAGES[0][0], width)
+  def __init__(self, channels: Scale, layer: Make, dense: Make):
+    inputs = channels(self.STAGES[0][0])
     self.base = layer(3, inputs)
     blocks = []
     for base, stride in self.STAGES:
-      channels = _channels(base, width)
-      blocks.append(Block(inputs, channels, stride, layer))
-      blocks.append(Block(channels, channels, 1, layer))
-      inputs = channels
+      outputs = channels(base)
+      blocks += [
+        Block(inputs, outputs, stride, layer),
+        Block(outputs, outputs, 1, layer),
+      ]
+      inputs = outputs
     self.blocks = nnx.List(blocks)
-    self.out = nnx.Linear(inputs, CLASSES, dtype=dtype, rngs=rngs)
+    self.out = dense(inputs, CLASSES)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Logits (n, 10), float32, of normalised images (n, 32, 32, 3)."""
@@ -172,9 +163,9 @@ def create(
       last batch.
   """
   kind = {"vgg16": VGG16, "resnet18": ResNet18}[network]
-  rngs = nnx.Rngs(params=seed)
-  return kind(width, dtype=jnp.dtype(precision), momentum=momentum, rngs=rngs)
-
-
-def _channels(base: int, width: float) -> int:
-  return max(1, round(base * width))
+  shared: Any = {"dtype": jnp.dtype(precision), "rngs": nnx.Rngs(params=seed)}
+  return kind(
+    lambda base: max(1, round(base * width)),
+    functools.partial(ConvNorm, momentum=momentum, **shared),
+    functools.partial(nnx.Linear, **shared),
+  )
