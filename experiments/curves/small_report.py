@@ -103,10 +103,10 @@ def augmentation(config: dict[str, Any]) -> str:
 
 def _augmented(config: dict[str, Any]) -> list[str]:
   words = {
-    "shift": "shifts of up to {:g} pixels",
+    "shift": "shifts of up to {:g} px",
     "rotation": "turns of up to {:g}°",
-    "elastic": "bends of {:g} pixels",
-    "stroke": "strokes changed by up to {:g} pixels",
+    "elastic": "bends of {:g} px",
+    "stroke": "strokes changed by up to {:g} px",
   }
   return [text.format(config[name]) for name, text in words.items() if config[name]]
 
