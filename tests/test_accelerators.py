@@ -65,6 +65,12 @@ def test_u_in_half_precision_costs_half(name, target):
   check(name, target, "float32")
 
 
+# XLA copies what has two outputs on GPUs: Optax's momentum has 36 bytes there, too.
+@pytest.mark.parametrize("target", [needs(ON_ONE_TPU), needs(ON_FOUR)])
+def test_straight_through_moves_latent_weights_and_weights_once(target):
+  check("straight-through l0", target, "float32")
+
+
 @pytest.mark.parametrize("target", [needs(ON_FOUR)])
 def test_without_u_a_step_is_as_long_as_that_of_sgd(target):
   seconds = [
