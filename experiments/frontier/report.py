@@ -153,7 +153,7 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
   """Accuracy against the weights that are left, with bars of a standard error."""
   found = {name: found[name] for name in _DRAWN if name in found}
   in_nats = all(_task(result).in_nats for result in found.values())
-  sign, width = (-1, 0.8) if in_nats else (1, 0.07)
+  sign, width = (-1, 0.3) if in_nats else (1, 0.07)
   measured = "test loss" if in_nats else "test accuracy"
   unit = "nats per character, upside down" if in_nats else "accuracy"
   styles = {"dense": ":", "pruning": "--", "ours": "-"}
