@@ -27,17 +27,17 @@ EXPERIMENTS = {
 }
 
 
-def main(*names: str) -> None:
-  """Runs the experiment that the first argument names; `names` are those in front."""
-  arguments = [*names, *sys.argv[1:]]
+def main(*arguments: str) -> None:
+  """Runs the experiment that the first argument names."""
   if not arguments or arguments[0] not in EXPERIMENTS:
     lines = [f"  {name:12} {text}" for name, text in EXPERIMENTS.items()]
     known = "\n".join(["python -m experiments NAME --help", "", *lines])
-    sys.exit(known if arguments[:1] not in ([], ["--help"], ["-h"]) else print(known))
+    helped = not arguments or arguments[0] in ("--help", "-h")
+    sys.exit(print(known) if helped else known)
   name, *rest = arguments
   module = importlib.import_module(f"experiments.{name}")
   cli.run(name, getattr(module, "COMMANDS", module.main), rest)
 
 
 if __name__ == "__main__":
-  main()
+  main(*sys.argv[1:])

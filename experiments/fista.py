@@ -377,98 +377,87 @@ def _path(one: Problem, config: Config) -> dict[str, Any]:
   return row
 
 
-def _number(x: float | None, digits: int = 2) -> str:
-  return "–" if x is None else f"{x:.{digits}f}"
+def _number(x: float | None, digits: int = 2, scale: float = 1) -> str:
+  return "–" if x is None else f"{scale * x:.{digits}f}"
 
 
 def page(result: dict[str, Any]) -> str:
   """The report as Markdown."""
   rows, config = result["problems"], result["config"]
   peers = [peer for peer in PEERS if any(peer in row["steps"] for row in rows)]
-  methods = [*METHODS, *peers]
-  missing = [peer for peer in PEERS if peer not in peers]
-
-  def where(row: dict[str, Any]) -> str:
-    return f"{row['problem']}, {row['share']:g}"
-
+  missing = ", ".join(peer for peer in PEERS if peer not in peers)
+  absent = f"Not installed, and not compared: {missing}.\n" if missing else ""
+  named = [(f"{row['problem']}, {row['share']:g}", row) for row in rows]
   agreement = [
-    [
-      *(where(row), row["peer"], f"{row['gap']:.1e}"),
-      *("yes" if row["equal_supports"] else "no", f"{row['nonzeros']}"),
-    ]
-    for row in rows
+    {
+      **{"problem": where, "against": row["peer"], "gap": f"{row['gap']:.1e}"},
+      "same zeros": "yes" if row["equal_supports"] else "no",
+      "not zero": f"{row['nonzeros']}",
+    }
+    for where, row in named
   ]
-  step_rows = [
-    [where(row), *(str(row["steps"].get(m) or "–") for m in methods)] for row in rows
+  steps = [
+    {"problem": where}
+    | {name: str(row["steps"].get(name) or "–") for name in (*METHODS, *peers)}
+    for where, row in named
   ]
-  time_rows = [
-    [
-      where(row),
-      _number(1e3 * row["seconds"]["fista"]) if row["seconds"] else "–",
-      *(_number(row["ratios"].get(other)) for other in (*peers, row["peer"])),
-    ]
-    for row in rows
+  times = [
+    {"problem": where, "fista, ms": _number(row["seconds"].get("fista"), scale=1e3)}
+    | {peer: _number(row["ratios"].get(peer)) for peer in peers}
+    | {"coordinate descent": _number(row["ratios"].get(row["peer"]))}
+    for where, row in named
   ]
   forms = list(dict.fromkeys(f for row in result["paths"] for f in row["ratios"]))
-  path_rows = [
-    [
-      row["problem"],
-      _number(1e3 * row["seconds"], 0),
-      *(_number(row["ratios"].get(form)) for form in forms),
-    ]
+  paths = [
+    {"problem": row["problem"], "vmap, ms": _number(row["seconds"], 0, 1e3)}
+    | {form: _number(row["ratios"].get(form)) for form in forms}
     for row in result["paths"]
   ]
-  return "\n".join(
-    [
-      "# FISTA",
-      "",
-      "Double precision. By each problem stands lam, over the smallest for which all",
-      "is zero. *random* has 200 examples and 500 columns, in groups of 5; *diabetes*",
-      "442 and 10, in groups with their squares and cubes; *cancer* 569 and 30;",
-      "*digits* 1,797 and 64 pixels, in groups of rows, and tells 0 from others.",
-      *([f"Not installed, and not compared: {', '.join(missing)}."] if missing else []),
-      "",
-      "## Agreement",
-      "",
-      "The objective at a residual of 1e-11 lam over that of coordinate descent with a",
-      "tolerance of 1e-14, minus 1, and whether the same coefficients are zero.",
-      "",
-      tables.table(["problem", "against", "gap", "same zeros", "not zero"], agreement),
-      "",
-      "## Steps",
-      "",
-      "From zero to an objective at most"
-      f" {config['gap']:g} above the best one, relative.",
-      "*jaxopt* is JAXopt's `ProximalGradient`, *nemos* nemos's own port of it, with",
-      f"their defaults and our proximal map. A dash: not within {config['limit']:,}",
-      "steps.",
-      "",
-      tables.table(["problem", *methods], step_rows),
-      "",
-      "## Time",
-      "",
-      "Milliseconds of `fista`, compiled, and the time of others over it: above 1,",
-      "`fista` is faster. Coordinate descent, that of scikit-learn or celer, has the",
-      "largest tolerance, of powers of ten, that reaches the gap. Processor time on",
-      f"one core, medians of {config['repeats']} turns.",
-      "",
-      tables.table(["problem", "fista, ms", *peers, "coordinate descent"], time_rows),
-      "",
-      "## Paths",
-      "",
-      f"{config['lams']} values of lam by `vmap`, and the time of others over it.",
-      "A residual of 1e-6 lam ends each; coordinate descent has a tolerance of 1e-8",
-      "and no warm starts. By `vmap` all take as many steps as the slowest, and try a",
-      "step again if one of them has to: on one core that can outweigh what a matrix",
-      "product saves over many with vectors.",
-      "",
-      tables.table(["problem", "vmap, ms", *forms], path_rows),
-      "",
-      results.footer([result]),
-      "Written by `python -m experiments fista`.",
-      "",
-    ]
-  )
+  return f"""# FISTA
+
+Double precision. By each problem stands lam, over the smallest for which all
+is zero. *random* has 200 examples and 500 columns, in groups of 5; *diabetes*
+442 and 10, in groups with their squares and cubes; *cancer* 569 and 30;
+*digits* 1,797 and 64 pixels, in groups of rows, and tells 0 from others.
+{absent}
+## Agreement
+
+The objective at a residual of 1e-11 lam over that of coordinate descent with a
+tolerance of 1e-14, minus 1, and whether the same coefficients are zero.
+
+{tables.of_cells(agreement)}
+
+## Steps
+
+From zero to an objective at most {config["gap"]:g} above the best one, relative.
+*jaxopt* is JAXopt's `ProximalGradient`, *nemos* nemos's own port of it, with
+their defaults and our proximal map. A dash: not within {config["limit"]:,}
+steps.
+
+{tables.of_cells(steps)}
+
+## Time
+
+Milliseconds of `fista`, compiled, and the time of others over it: above 1,
+`fista` is faster. Coordinate descent, that of scikit-learn or celer, has the
+largest tolerance, of powers of ten, that reaches the gap. Processor time on
+one core, medians of {config["repeats"]} turns.
+
+{tables.of_cells(times)}
+
+## Paths
+
+{config["lams"]} values of lam by `vmap`, and the time of others over it.
+A residual of 1e-6 lam ends each; coordinate descent has a tolerance of 1e-8
+and no warm starts. By `vmap` all take as many steps as the slowest, and try a
+step again if one of them has to: on one core that can outweigh what a matrix
+product saves over many with vectors.
+
+{tables.of_cells(paths)}
+
+{results.footer([result])}
+Written by `python -m experiments fista`.
+"""
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:

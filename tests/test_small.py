@@ -204,7 +204,7 @@ def test_mistakes_are_listed_by_their_certainty():
 
 
 def _command(*arguments):
-  experiments.main(["curves", *map(str, arguments)])
+  experiments.main("curves", *map(str, arguments))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """`python -m experiments.accelerators` is `python -m experiments accelerators`."""
 
+import sys
+
 from experiments.__main__ import main
 
-main("accelerators")
+main("accelerators", *sys.argv[1:])

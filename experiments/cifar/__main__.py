@@ -1,5 +1,7 @@
 """`python -m experiments.cifar` is `python -m experiments cifar`."""
 
+import sys
+
 from experiments.__main__ import main
 
-main("cifar")
+main("cifar", *sys.argv[1:])

@@ -1,5 +1,7 @@
 """`python -m experiments.convergence` is `python -m experiments convergence`."""
 
+import sys
+
 from experiments.__main__ import main
 
-main("convergence")
+main("convergence", *sys.argv[1:])

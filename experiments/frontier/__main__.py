@@ -1,5 +1,7 @@
 """`python -m experiments.frontier` is `python -m experiments frontier`."""
 
+import sys
+
 from experiments.__main__ import main
 
-main("frontier")
+main("frontier", *sys.argv[1:])
