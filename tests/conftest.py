@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import gc
 import os
+import tempfile
 
 import hypothesis
 import jax
@@ -25,8 +26,17 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 def pytest_configure(config: pytest.Config):
-  """A warning at a call that the library makes is an error in every module."""
+  """A warning at a call that the library makes is an error in every module.
+
+  And what one process compiled, the others read: many tests compile the same.
+  """
   config.addinivalue_line("filterwarnings", "error:::rvsm_jax")
+  if not hasattr(config, "workerinput"):
+    compiled = tempfile.TemporaryDirectory(prefix="rvsm_jax-")
+    config.add_cleanup(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_collection_finish():

@@ -99,7 +99,8 @@ class TestExperiment:
   """`experiments.paths`, small."""
 
   @pytest.fixture(scope="class")
-  def small(self, tmp_path_factory):
+  @classmethod
+  def small(cls, tmp_path_factory):
     for module in ("flax", "matplotlib", "tensorflow_datasets", "tyro"):
       pytest.importorskip(module)
     from experiments import paths as train

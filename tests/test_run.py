@@ -300,6 +300,8 @@ def test_a_run_goes_on_once_a_full_disk_is_freed(tmp_path, monkeypatch, capsys):
   not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("mount"),
   reason="only root can make a small file system",
 )
+# A thread of Orbax ends after the loop of events that it would tell.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_is_full_in_truth(tmp_path):
   disk = tmp_path / "disk"
   disk.mkdir()

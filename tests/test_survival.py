@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from flax import nnx
+from helpers import in_part
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,6 @@ from experiments.core.run import Run
 import rvsm_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-KILLS = 20
 EPOCHS, BATCH = 3, 16
 
 
@@ -86,7 +86,8 @@ class Forked:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_twenty_kills_change_nothing(tmp_path):
+@pytest.mark.parametrize("number", in_part([4, 20], 4))
+def test_kills_change_nothing(tmp_path, number):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["tests.test_survival"])
 
@@ -94,9 +95,9 @@ def test_twenty_kills_change_nothing(tmp_path):
     return Forked(context, directory, tmp_path / "compiled")
 
   start(tmp_path / "compiles").wait()
-  outcome = survival.survive(start, tmp_path, KILLS, np.random.default_rng(0))
+  outcome = survival.survive(start, tmp_path, number, np.random.default_rng(0))
   assert outcome.differences == []
-  assert len(outcome.kills) == KILLS
+  assert len(outcome.kills) == number
   # Not all were hit before they had trained at all.
   assert any(kill["step"] for kill in outcome.kills)
 
