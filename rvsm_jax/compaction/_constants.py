@@ -323,17 +323,19 @@ def _dot_general(
 def along(
   node: tracing.Node, entry: Known | None, axes: tuple[int, ...]
 ) -> Known | None:
-  """The entries along some axes, if they are equal along all others; flat."""
+  """The entries along some axes, known where they are equal along all others; flat."""
   size = int(np.prod([node.shape[d] for d in axes]))
   if entry is None:
     return Known(np.zeros(size), np.zeros(size, bool))
   if np.size(entry.value) > _LIMIT:
     return None
+  value, mask = np.asarray(entry.value), entry.mask
+  rest = tuple(d for d in range(len(node.shape)) if d not in axes)
+  first = value
+  for d in rest:
+    first = np.take(first, [0], d)
   flat = []
-  for array in (np.asarray(entry.value), entry.mask):
-    if any(n > 1 for d, n in enumerate(array.shape) if d not in axes):
-      return None
-    rest = [d for d in range(array.ndim) if d not in axes]
+  for array in (first, np.all(mask & (value == first), axis=rest, keepdims=True)):
     array = np.transpose(array, (*axes, *rest)).reshape([array.shape[d] for d in axes])
     flat.append(np.broadcast_to(array, [node.shape[d] for d in axes]).reshape(-1))
   return Known(*flat)
