@@ -14,19 +14,18 @@ class Recipe(NamedTuple):
   """The choices of :func:`sparsify`, all in one place.
 
   Attributes:
-    end: when the ramp ends, as a share of the steps.
+    begin: when the ramp begins, as a share of the steps.
+    end: when it ends, likewise.
     settle: when the support is chosen for the last time, likewise.
     power: that of the ramp.
-    every: number of updates from one choice of the support to the next. What is zero
-      moves on stale gradients in between: at 99% zeros, 16 lost ten points.
     feedback: factor of the updates of weights that are zero.
     floor: share that each leaf keeps of what it would if all had the same sparsity.
   """
 
+  begin: float = 0.1
   end: float = 0.5
-  settle: float = 0.75
+  settle: float = 0.9
   power: float = 3.0
-  every: int = 2
   feedback: float = 0.5
   floor: float = 0.1
 
@@ -55,11 +54,11 @@ def sparsify(
   - All layers share one budget: their weights are ranked together by magnitude. Each
     layer keeps at least about a tenth of what it would have with the same share
     everywhere, so that none is lost.
-  - The share grows by :func:`sparsity_schedule`, from 0 to `sparsity` in the first half
-    of the steps. The support is chosen anew in every second update.
-  - After three quarters of the steps, the support is chosen for the last time. From
-    then on zeros stay zero, whatever momentum or weight decay do, and the rest settles,
-    as with :func:`keep_zeros`.
+  - The share grows by :func:`sparsity_schedule`, from 0 after a tenth of the steps to
+    `sparsity` after half of them. The support is chosen anew in every update.
+  - After nine tenths of the steps, the support is chosen for the last time. From then
+    on zeros stay zero, whatever momentum or weight decay do, and the rest settles, as
+    with :func:`keep_zeros`.
 
   .. note::
     Wrap `optax.MultiSteps` and `optax.apply_if_finite` around it; `steps` counts
@@ -120,19 +119,16 @@ def with_recipe(
   def last_choice() -> jax.Array:
     return jnp.ceil(recipe.settle * (_float32(steps) - 1))
 
-  def is_choice(count: jax.Array) -> jax.Array:
-    regular = (count < last_choice()) & (count % recipe.every == 0)
-    return regular | (count == last_choice())
-
   def share(count: jax.Array) -> jax.Array:
-    left = jnp.maximum(1 - count / (recipe.end * _float32(steps)), 0)
+    begin, end = (x * _float32(steps) for x in (recipe.begin, recipe.end))
+    left = jnp.clip((end - count) / (end - begin), 0, 1)
     ramp = _float32(sparsity) * (1 - left**recipe.power)
     return jnp.where(count >= last_choice(), _float32(sparsity), ramp)
 
   def sparse(latent: Any, params: optax.Params, count: jax.Array) -> Any:
     count = _float32(count)
     return jax.lax.cond(
-      is_choice(count),
+      count <= last_choice(),
       lambda: _sets.largest(latent, share(count), recipe.floor),
       lambda: jax.tree.map(_on_support, params, latent),
     )

@@ -34,18 +34,41 @@ def test_sizes_times_and_the_difference_are_measured():
   assert report["difference"] < 1e-5
 
 
-def test_groups_die_in_the_first_part_and_stay_dead():
-  task = tasks.TASKS["fashion_mnist"]
-  tx = compaction.grouped(task, 10, lam=1000.0)
-  params = {
-    "conv": {"0": {"kernel": jnp.ones((3, 3, 2, 4))}},
-    "dense": {"0": {"bias": jnp.ones(3)}, "1": {"kernel": jnp.ones((3, 2))}},
+def test_whole_filters_and_heads_die_and_nothing_else():
+  key = jax.random.key(0)
+  cnn = {
+    "conv": {"0": {"kernel": jax.random.normal(key, (3, 3, 2, 32))}},
+    "dense": {"0": {"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3)}},
   }
-  state = tx.init(params)
-  for _ in range(9):
-    updates, state = tx.update(params, state, params)
-    params = optax.apply_updates(params, updates)
-  np.testing.assert_array_equal(params["conv"]["0"]["kernel"], 0)
-  # The last layer's units are the classes.
-  assert np.all(params["dense"]["1"]["kernel"] != 0)
-  assert np.all(params["dense"]["0"]["bias"] != 0)
+  transformer = {
+    "attention": {
+      "query": {"kernel": jax.random.normal(key, (8, 4, 2))},
+      "value": {"kernel": jax.random.normal(key, (8, 4, 2))},
+    },
+    "up": {"kernel": jax.random.normal(key, (8, 32))},
+  }
+  for name, params in (("fashion_mnist", cnn), ("text", transformer)):
+    steps = 200
+    tx = compaction.grouped(tasks.TASKS[name], steps, 0.5)
+
+    @jax.jit
+    def train(params, tx=tx, steps=steps):
+      def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+      return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0][0]
+
+    trained = train(params)
+    if name == "fashion_mnist":
+      filters = np.any(np.asarray(trained["conv"]["0"]["kernel"]) != 0, (0, 1, 2))
+      assert filters.sum() == 16
+      assert np.all(trained["dense"]["0"]["kernel"] != 0)
+    else:
+      value = np.asarray(trained["attention"]["value"]["kernel"]) != 0
+      np.testing.assert_array_equal(np.any(value, (0, 2)), np.all(value, (0, 2)))
+      neurons = np.asarray(trained["up"]["kernel"]) != 0
+      np.testing.assert_array_equal(np.any(neurons, 0), np.all(neurons, 0))
+      assert 0.4 < rvsm_jax.sparsity([value, neurons]) < 0.6
+      assert np.all(trained["attention"]["query"]["kernel"] != 0)

@@ -104,10 +104,10 @@ def test_the_share_is_reached_and_no_zero_comes_back(optimizer, dtype):
   assert all(rvsm_jax.sparsity(sparse[layer]["bias"]) == 0 for layer in "ab")
   revived = 0
   for w in kernels(history):
-    assert jnp.all((w[30] == 0) == (w[-1] == 0))
+    assert jnp.all((w[36] == 0) == (w[-1] == 0))
     # The rest still trains.
-    assert jnp.any(w[30] != w[-1])
-    revived += jnp.sum((w[:29] == 0) & (w[1:30] != 0))
+    assert jnp.any(w[36] != w[-1])
+    revived += jnp.sum((w[:35] == 0) & (w[1:36] != 0))
   assert revived
 
 
@@ -133,25 +133,16 @@ def test_as_short_as_one_step(steps):
 
 def test_the_ramp_is_cubic_and_ends_at_half():
   *_, history = with_adam()
-  ramp = rvsm_jax.sparsity_schedule(0.9, STEPS // 2)
+  ramp = rvsm_jax.sparsity_schedule(0.9, round(0.4 * STEPS), begin=round(0.1 * STEPS))
   for count in range(STEPS):
     got = zeros(jax.tree.map(lambda w, count=count: w[count], history))
-    assert abs(got - 800 * float(ramp(count - count % 2))) < 1.01
-
-
-def test_the_support_is_kept_between_two_choices():
-  tx, params = rvsm_jax.sparsify(OPTIMIZERS["momentum"], 0.9, steps=400), draw()
-  *_, history = train(tx, params, 40)
-  for w in kernels(history):
-    changed = jnp.any((w[1:] == 0) != (w[:-1] == 0), axis=(1, 2))
-    assert set(np.flatnonzero(changed) + 1) <= {2 * i for i in range(1, 20)}
-    assert jnp.any(changed)
+    assert abs(got - 800 * float(ramp(count))) < 1.01
 
 
 def test_half_of_the_update_for_weights_that_are_zero():
   tx = rvsm_jax.sparsify(optax.sgd(1.0), 0.5, steps=1000)
   params = {"kernel": jnp.array([[2.0, 0.0]])}
-  state = tx.init(params)._replace(count=jnp.asarray(1))
+  state = tx.init(params)._replace(count=jnp.asarray(500))
   grads = {"kernel": jnp.array([[0.5, 0.5]])}
   updates, state = tx.update(grads, state, params)
   np.testing.assert_array_equal(updates["kernel"], [[-0.5, 0]])

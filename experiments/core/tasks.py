@@ -38,7 +38,7 @@ class Task:
   name: str
   title: str
   unit: str
-  network: Callable[[nnx.Rngs], nnx.Module]
+  network: Callable[..., nnx.Module]
   rate: Callable[[int], optax.Schedule]
   optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
   epochs: int
@@ -50,8 +50,9 @@ class Task:
     return (epochs or self.epochs) * (len(data.train.y) // self.batch_size)
 
 
-def _cnn(rngs: nnx.Rngs, fused: bool = True) -> nnx.Module:
-  return CNN((28, 28, 1), (16, 32, 64), (0, 1, 2), (64, 10), fused=fused, rngs=rngs)
+def _cnn(rngs: nnx.Rngs, fused: bool = True, width: int = 16) -> nnx.Module:
+  convs = width, 2 * width, 4 * width
+  return CNN((28, 28, 1), convs, (0, 1, 2), (64, 10), fused=fused, rngs=rngs)
 
 
 def _transformer(rngs: nnx.Rngs) -> nnx.Module:
@@ -60,7 +61,9 @@ def _transformer(rngs: nnx.Rngs) -> nnx.Module:
 
 def plain(task: Task, params: Any) -> nnx.Module:
   """The network with these params, convolutions and pooling by the usual operations."""
-  make = functools.partial(_cnn, fused=False) if task.network is _cnn else task.network
+  make = task.network
+  if task.unit == "%":
+    make = functools.partial(make, fused=False)
   return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))), params)
 
 
@@ -81,6 +84,12 @@ TASKS = {
     ),
   )
 }
+
+WIDE = dataclasses.replace(
+  TASKS["fashion_mnist"],
+  title="Fashion-MNIST, CNN of twice the width",
+  network=functools.partial(_cnn, width=32),
+)
 
 
 def load(
