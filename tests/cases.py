@@ -149,7 +149,7 @@ CASES = (
     separable=True,
     diagonal=True,
   ),
-  *(_grouped(_GROUP_L0, groups, True) for groups in ("out", "in")),
+  _grouped(_GROUP_L0, "out", True),
   Case(
     "group_l0-weights",
     make=lambda: rvsm_jax.group_l0("out", weights=_WEIGHTS),
