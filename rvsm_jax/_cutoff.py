@@ -23,8 +23,8 @@ def step_for_threshold(penalty: _penalty.Penalty, threshold: ArrayLike) -> jax.A
   Args:
     penalty: a penalty with a threshold: one of single weights, or one of your own that
       is summed over components, whose threshold is found by bisection on its `prox`.
-      For :func:`group_lasso` it is the threshold of a group's norm. You can wrap any of
-      them in :func:`scaled`.
+      For :func:`group_lasso` and :func:`group_l0` it is the threshold of a group's
+      norm. You can wrap any of them in :func:`scaled`.
     threshold: magnitude, `>= 0`: a number, an array or a tracer.
 
   Returns:
@@ -86,7 +86,7 @@ def _cutoff_of(penalty: _penalty.Penalty) -> _penalty.Cutoff:
     raise ValueError(
       f"penalty has no threshold, got {penalty!r}: what its proximal map sends to zero"
       " depends on other entries, or on no magnitude. Take a penalty of single weights"
-      " or group_lasso."
+      " or one of groups, group_lasso or group_l0."
     )
   return penalty.prox.cutoff
 

@@ -161,6 +161,25 @@ def times_share(x: jax.Array, share: jax.Array) -> jax.Array:
   return jnp.where(jnp.isfinite(x), (x.astype(share.dtype) * share).astype(x.dtype), x)
 
 
+def is_dropped(
+  x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
+) -> jax.Array:
+  """Where the proximal map of the number of groups that are not zero is zero."""
+  x = _validate.float_array("x", x)
+  _validate.check_nonnegative("gamma (the step)", gamma)
+  axes = group_axes(x, groups)
+  z = x.astype(_validate.compute_dtype(x.dtype))
+  gamma = jnp.asarray(gamma).astype(z.dtype)
+  if not _thresholds.is_per_entry(gamma, x):
+    gamma = per_group("gamma (the step)", gamma, z, axes)
+  # In units of the threshold: no square over- or underflows where it counts.
+  unit = jnp.sqrt(2 * gamma) * jnp.sqrt(per_group("weights", weights, z, axes))
+  ratio = z / jnp.where(z == 0, 1, unit)
+  total = jnp.sum(jnp.square(ratio), axis=axes, keepdims=True)
+  # Written as in `hard_threshold`, for subnormal numbers; NaN stays too.
+  return (total <= 1) & (unit > 0)
+
+
 def shrink_groups(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   """Moves the norm of each group by -gamma, at most to 0; gamma may be negative."""
   return x * _group_share(x, gamma, axes)

@@ -69,6 +69,61 @@ def group_lasso(
   )
 
 
+def group_l0(
+  groups: _group_thresholds.Groups = "out", weights: ArrayLike | None = None
+) -> _penalty.Penalty:
+  r"""Removes whole neurons or filters, and leaves those that stay as they are.
+
+  The number of groups that are not zero, where :func:`group_lasso` shrinks them all.
+
+  .. math::
+    P(x) = \sum_g w_g 1[x_g \ne 0], \qquad
+    u_g = 0 \text{ if } \|x_g\|_2 \le \sqrt{2 \gamma w_g}, \text{ else } x_g
+
+  Jiao, Jin & Lu (2017), with weights. For groups of one it is :func:`l0`. With one
+  step per entry a group is zero if :math:`\sum_{i \in g} x_i^2 / (2 \gamma_i) \le w_g`.
+
+  Args:
+    groups: `"out"`, `"in"` or a tuple of axes, see :func:`block_soft_threshold`.
+    weights: `w_g >= 0`, one per group or one for all; None means 1.
+
+  Returns:
+    The penalty. The step is a scalar, or has one value per group or per entry.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rvsm_jax
+    >>> x = jnp.array([[3.0, 0.5], [4.0, 1.0]])
+    >>> print(rvsm_jax.group_l0("out").value(x))
+    2.0
+    >>> print(rvsm_jax.group_l0("out").prox(x, 1.0))
+    [[3. 0.]
+     [4. 0.]]
+  """
+  if weights is None:
+    weights = 1.0
+  _validate.check_nonnegative("weights", weights)
+
+  def value(x: jax.Array) -> jax.Array:
+    axes = _group_thresholds.group_axes(x, groups)
+    weight = _group_thresholds.per_group("weights", weights, x, axes)
+    return jnp.sum(jnp.where(jnp.any(x != 0, axis=axes, keepdims=True), weight, 0))
+
+  def dropped(x: ArrayLike, step: ArrayLike) -> jax.Array:
+    return _group_thresholds.is_dropped(x, step, weights, groups)
+
+  def prox(x: ArrayLike, step: ArrayLike) -> jax.Array:
+    return jnp.where(dropped(x, step), 0, x)
+
+  cutoff = _penalty.Cutoff(
+    lambda step: jnp.sqrt(2 * step * weights), lambda t: t * t / 2 / weights
+  )
+  passes = _penalty.Passes(dropped, lambda x, step, gone: jnp.where(gone, 0, x))
+  return _penalty.Penalty(
+    _penalty.wide_value(value), _penalty.ProximalMap(prox, cutoff, passes=passes)
+  )
+
+
 def sparse_group_lasso(
   mu: ArrayLike, groups: _group_thresholds.Groups = "out"
 ) -> _penalty.Penalty:

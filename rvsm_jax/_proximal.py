@@ -215,9 +215,9 @@ def proximal_adam(
 
   For convex P its fixed points are the minimisers of :math:`f + \lambda P`, which
   those of :func:`proximal` after Adam are not; it approaches them as Adam does, as
-  the learning rate falls. The map is exact for separable penalties, `group_lasso`
-  and `sparse_group_lasso`. For `integrated_tl1` it is, as in the Euclidean metric,
-  the composition of the two maps.
+  the learning rate falls. The map is exact for separable penalties, `group_lasso`,
+  `group_l0` and `sparse_group_lasso`. For `integrated_tl1` it is, as in the Euclidean
+  metric, the composition of the two maps.
 
   .. note::
     A weight whose gradient has always been zero has a step of eta / eps: only the

@@ -49,10 +49,10 @@ def straight_through(
     u_{t+1} &= \mathrm{prox}_{\gamma_t P}(v_{t+1})
 
   A weight that is zero in u still moves in v, and comes back when its v has grown past
-  the threshold. With :func:`l0` or :func:`cardinality` this is pruning with feedback;
-  with :func:`l1` and `optax.sgd` it is the linearized Bregman iteration; with
-  quantising maps, PARQ and BinaryRelax. :func:`rvsm` takes the gradient at the dense
-  weights instead.
+  the threshold. With :func:`l0`, :func:`group_l0` or :func:`cardinality` this is
+  pruning with feedback; with :func:`l1` and `optax.sgd` it is the linearized Bregman
+  iteration; with quantising maps, PARQ and BinaryRelax. :func:`rvsm` takes the gradient
+  at the dense weights instead.
 
   .. note::
     The latent weights start as a copy of the params, so that the first update turns

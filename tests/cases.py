@@ -103,8 +103,8 @@ def _grouped(
     ),
     hyper=hyper,
     groups=groups,
-    diagonal=case in (_GROUP_LASSO, _SPARSE_GROUP),
-    convex=True,
+    diagonal=case in (_GROUP_L0, _GROUP_LASSO, _SPARSE_GROUP),
+    convex=case is not _GROUP_L0,
     unbiased=unbiased,
   )
 
@@ -118,7 +118,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
   "elastic_net": {"alpha": 0.5},
 }
 _L1, _TL1 = reference.SEPARABLE[1:3]
-_GROUP_LASSO, _SPARSE_GROUP, _EXCLUSIVE, _COMBINED = reference.GROUPED
+_GROUP_L0, _GROUP_LASSO, _SPARSE_GROUP, _EXCLUSIVE, _COMBINED = reference.GROUPED
 _WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0])
 _METRIC = np.random.default_rng(0).permutation(np.geomspace(1e-4, 1e4, 24))
 
@@ -148,6 +148,15 @@ CASES = (
     hyper={"lam": 0.3, "a": 0.7},
     separable=True,
     diagonal=True,
+  ),
+  _grouped(_GROUP_L0, "out", True),
+  Case(
+    "group_l0-weights",
+    make=lambda: rvsm_jax.group_l0("out", weights=_WEIGHTS),
+    value=lambda x: float(_WEIGHTS @ np.any(x, axis=0)),
+    groups="out",
+    diagonal=True,
+    any_shape=False,
   ),
   *(_grouped(_GROUP_LASSO, groups, True) for groups in ("out", "in", (0, 1))),
   Case(

@@ -378,6 +378,12 @@ MUTANTS = (
       "gradients.py::test_value_has_gradient_zero_at_zero",
     ),
     (
+      "group_l0: without the 2",
+      "unit = jnp.sqrt(2 * gamma) *",
+      "unit = jnp.sqrt(gamma) *",
+      "prox_global.py::test_grouped_prox_is_stationary",
+    ),
+    (
       "groups: one Newton step in the metric",
       "_NEWTON_STEPS = 64",
       "_NEWTON_STEPS = 1",

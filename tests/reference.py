@@ -251,7 +251,7 @@ class Grouped:
     name: The constructor's name in `rvsm_jax`.
     density: p(u; hyper) of one group.
     violation: How far u is from being prox(x, step), for one group: zero in exact
-      arithmetic if and only if it is (p is convex, so that stationarity suffices).
+      arithmetic if and only if it is (for a convex p stationarity suffices).
     hyper: Names of the hyperparameters, each drawn from [0, 1].
   """
 
@@ -279,7 +279,18 @@ def _violation(
   return float(np.max(np.abs(residual)))
 
 
+def _l0_violation(u: np.ndarray, x: np.ndarray, step: float) -> float:
+  """By how much the objective exceeds that of the better of 0 and x, over norm2(x)."""
+  excess = step * np.any(u) + norm2(u - x) ** 2 / 2 - min(step, norm2(x) ** 2 / 2)
+  return float(excess) / (norm2(x) or 1.0)
+
+
 GROUPED = (
+  Grouped(
+    "group_l0",
+    density=lambda u: float(np.any(u)),
+    violation=_l0_violation,
+  ),
   Grouped(
     "group_lasso",
     density=norm2,

@@ -334,6 +334,18 @@ def test_channels_go_through_pooling_by_slices_of_an_odd_image():
   assert smaller.dense[0].in_features == 4 * 4 * 4
 
 
+def test_dead_channels_go_where_constants_before_them_vary_at_the_border():
+  """Of a product of patches too wide for pairs of its factors to be looked at."""
+  model = fill(lambda: CNN((8, 8, 2), (8, 256), (1,), (3,), rngs=nnx.Rngs(0)))
+  first, second = model.conv
+  zero(first.kernel, ..., jnp.arange(3))
+  first.bias[...] = first.bias[...].at[:3].set(0.5)
+  zero(second.kernel, ..., jnp.arange(10, 250))
+  smaller = shrunk(model, draw(2, 8, 8, 2))
+  assert smaller.conv[1].kernel.shape[-1] == 16
+  assert smaller.dense[0].in_features == 4 * 4 * 16
+
+
 class Depthwise(nnx.Module):
   """A block of MobileNet."""
 

@@ -74,13 +74,20 @@ def test_nothing_is_zero_without_a_step(case):
   assert rvsm_jax.threshold_for_step(case.penalty, 0.0) < 1e-37
 
 
-def test_the_threshold_of_a_group_is_that_of_its_norm():
-  penalty, norms = rvsm_jax.group_lasso("out"), jnp.array([0.4, 0.6])
+@pytest.mark.parametrize(
+  ("make", "of_weights"),
+  [(rvsm_jax.group_lasso, [0.1, 0.4]), (rvsm_jax.group_l0, [0.2**0.5, 0.8**0.5])],
+)
+def test_the_threshold_of_a_group_is_that_of_its_norm(make, of_weights):
+  penalty, norms = make("out"), jnp.array([0.4, 0.6])
   x = norms / 2 * jnp.ones((4, 2))
   step = rvsm_jax.step_for_threshold(penalty, 0.5)
   assert [bool(jnp.any(column)) for column in penalty.prox(x, step).T] == [False, True]
-  weighted = rvsm_jax.group_lasso("out", weights=jnp.array([1.0, 4.0]))
-  np.testing.assert_allclose(rvsm_jax.threshold_for_step(weighted, 0.1), [0.1, 0.4])
+  weighted = make("out", weights=jnp.array([1.0, 4.0]))
+  thresholds = rvsm_jax.threshold_for_step(weighted, 0.1)
+  np.testing.assert_allclose(thresholds, of_weights, rtol=1e-6)
+  steps = rvsm_jax.step_for_threshold(weighted, thresholds)
+  np.testing.assert_allclose(steps, 0.1, rtol=1e-6)
 
 
 def test_a_penalty_of_ones_own_is_bisected():

@@ -221,7 +221,11 @@ def test_no_transformation_sends_anything_for_an_elementwise_penalty(axis_type):
 
 
 @both_axis_types
-@pytest.mark.parametrize("penalty", [GROUPS, INTEGRATED], ids=["lasso", "integrated"])
+@pytest.mark.parametrize(
+  "penalty",
+  [GROUPS, rvsm_jax.group_l0(), INTEGRATED],
+  ids=["lasso", "l0", "integrated"],
+)
 def test_group_norms_send_one_number_per_group(penalty, axis_type):
   found = communication(every_step(penalty), axis_type)
   assert {kind for kind, _ in found} == {"all-reduce"}

@@ -99,7 +99,7 @@ def test_choosing_has_the_thresholds_of_the_library():
     r"^\| `([^|]+?\))`[^|]*\| `([^`|]+)`[^|]*\| `([^`|]+)` \|$", text, re.M
   )
   names = vars(rvsm_jax) | {"sqrt": math.sqrt, "beta": 2.0}
-  assert len(rows) == 7
+  assert len(rows) == 8
   for number, (penalty, threshold, lam) in enumerate(rows):
     gamma, a = 0.3, 100.0
     if number == 3:  # transformed l1 above a / 2

@@ -40,6 +40,11 @@ _HYPERPARAMETERS: dict[str, tuple[Callable[[Any], Any], str, tuple[float, ...]]]
   "capped_l1": (rvsm_jax.capped_l1, "a", (-1.0, NAN)),
   "lp": (rvsm_jax.lp, "p", (0.3, 1.0, -0.5, NAN)),
   "elastic_net": (rvsm_jax.elastic_net, "alpha", (-1.0, NAN)),
+  "group_l0": (
+    lambda v: rvsm_jax.group_l0(weights=np.array([1.0, v])),
+    "weights",
+    (-1.0, NAN),
+  ),
   "group_lasso": (
     lambda v: rvsm_jax.group_lasso(weights=np.array([1.0, v])),
     "weights",
@@ -143,6 +148,7 @@ def test_only_real_floating_point_arrays(case: Case, dtype: type):
 
 
 _GROUPED: dict[str, Callable[[Any], Any]] = {
+  "group_l0": rvsm_jax.group_l0,
   "group_lasso": rvsm_jax.group_lasso,
   "sparse_group_lasso": lambda groups: rvsm_jax.sparse_group_lasso(0.5, groups),
   "exclusive_lasso": rvsm_jax.exclusive_lasso,
@@ -185,8 +191,9 @@ def test_groups_that_the_array_does_not_have(
     make(groups).value(x)
 
 
-def test_weights_that_fit_no_group():
-  penalty = rvsm_jax.group_lasso("out", weights=np.ones(3, np.float32))
+@pytest.mark.parametrize("make", [rvsm_jax.group_lasso, rvsm_jax.group_l0])
+def test_weights_that_fit_no_group(make: Any):
+  penalty = make("out", weights=np.ones(3, np.float32))
   for function in (lambda: penalty.prox(X, 0.1), lambda: penalty.value(X)):
     with pytest.raises(ValueError, match="weights") as error:
       function()

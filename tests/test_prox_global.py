@@ -154,6 +154,7 @@ _VECTOR_PENALTIES = {
     lambda: rvsm_jax.combined_group_exclusive(0.3, (0,)),
     lambda u: 0.3 * reference.norm1(u) ** 2 / 2 + 0.7 * reference.norm2(u),
   ),
+  "group_l0": (lambda: rvsm_jax.group_l0((0,)), lambda u: float(np.any(u))),
   "l1_minus_l2": (
     rvsm_jax.l1_minus_l2,
     lambda u: reference.norm1(u) - reference.norm2(u),
@@ -178,7 +179,7 @@ def test_vector_prox_is_the_global_minimiser(name: str, x: np.ndarray, exponent:
   objective = step * density(u) + 0.5 * np.sum((u - x) ** 2)
   scale = step * density(x) + np.sum(x**2)
   assert objective <= best + 1e-13 * scale
-  if name != "l1_minus_l2":  # Strongly convex: one minimiser.
+  if name not in ("group_l0", "l1_minus_l2"):  # Strongly convex: one minimiser.
     np.testing.assert_allclose(u, arg, atol=1e-3 * np.sqrt(scale))
 
 
@@ -277,6 +278,23 @@ def test_nuclear_prox_is_stationary(shape: tuple[int, ...], data: st.DataObject)
   assert np.sum(dual * matrix) == pytest.approx(
     size, abs=1e-11 * (1 + np.linalg.norm(x) / step) * np.linalg.norm(x)
   )
+
+
+@hypothesis.given(x=_matrices(MATRIX), seed=st.integers(0, 99))
+def test_group_l0_in_a_metric_is_the_global_minimiser(x: np.ndarray, seed: int):
+  """Of all supports, within each of which the nearest array is x itself."""
+  rng = np.random.default_rng(seed)
+  steps, weights = 10 ** rng.uniform(-2, 2, MATRIX), rng.uniform(0, 2, MATRIX[1])
+  u = np.asarray(rvsm_jax.group_l0(weights=weights).prox(x, steps))
+  assert np.all((u == x) | (u == 0))
+  distances = x**2 / (2 * steps)
+
+  def objective(kept: np.ndarray) -> np.ndarray:
+    return weights * np.any(kept, axis=0) + np.sum(distances, axis=0, where=~kept)
+
+  supports = itertools.product([False, True], repeat=MATRIX[0])
+  best = np.min([objective(np.array(kept)[:, None] & (x != 0)) for kept in supports], 0)
+  assert np.all(objective(u != 0) <= best + 1e-14 * (weights + distances.sum(0)))
 
 
 @hypothesis.given(x=_matrices(MATRIX), exponent=st.floats(-2, 1), mu=st.floats(0, 1))

@@ -133,9 +133,10 @@ def test_a_constant_step_per_component_is_a_scalar_step(case: Case):
     _assert_close(u, _apply(case, X, step))
 
 
+@pytest.mark.parametrize("make", [rvsm_jax.group_lasso, rvsm_jax.group_l0])
 @pytest.mark.parametrize("groups", ["out", (0,)])
-def test_group_lasso_takes_a_step_per_group(groups: reference.Groups):
-  penalty = rvsm_jax.group_lasso(groups)
+def test_one_norm_per_group_takes_a_step_per_group(make: Any, groups: reference.Groups):
+  penalty = make(groups)
   steps = np.array([0.0, 0.05, 0.3, 2.0], np.float32)
   u = penalty.prox(X, steps)
   for k, step in enumerate(steps):
@@ -197,7 +198,7 @@ def test_permutation_of_whatever_is_alike(case: Case):
     pytest.skip("has one step per entry")
   rng = np.random.default_rng(0)
   rows, columns = rng.permutation(SHAPE[0]), rng.permutation(SHAPE[1])
-  if case.name == "group_lasso-weights":
+  if case.name.endswith("-weights"):
     columns = np.arange(SHAPE[1])
   shuffled = _apply(case, X[rows][:, columns], 0.3)
   _assert_close(shuffled, _apply(case, X, 0.3)[rows][:, columns], ulps=64)
@@ -242,6 +243,8 @@ _LIMITS = {
   "elastic_net, alpha = 0": (rvsm_jax.elastic_net(0.0), rvsm_jax.l1(), X),
   "groups of one": (rvsm_jax.group_lasso("in"), rvsm_jax.l1(), _COLUMN),
   "groups of a vector's components": (rvsm_jax.group_lasso(), rvsm_jax.l1(), X[:, 0]),
+  "l0 of groups of one": (rvsm_jax.group_l0("in"), rvsm_jax.l0(), _COLUMN),
+  "l0 of a vector's components": (rvsm_jax.group_l0(), rvsm_jax.l0(), X[:, 0]),
   "weights of one": (
     rvsm_jax.group_lasso(weights=np.ones(4, np.float32)),
     rvsm_jax.group_lasso(),

@@ -19,6 +19,7 @@ STEP = 0.3
 # Maps that keep an entry or send it to zero.
 KEEPING = {
   "l0": rvsm_jax.l0(),
+  "group_l0": rvsm_jax.scaled(rvsm_jax.group_l0(), 20.0),
   "cardinality": rvsm_jax.cardinality(0.6),
   "cardinality of all": rvsm_jax.cardinality(0.6, scope="all"),
   "a user's": rvsm_jax.Penalty(
@@ -93,6 +94,7 @@ def kernels(params):
   [
     ("l0", "float16"),
     ("l0", "float64"),
+    ("group_l0", "bfloat16"),
     pytest.param("cardinality", "bfloat16", marks=pytest.mark.slow),
     ("cardinality of all", "float32"),
     ("a user's", "float32"),
