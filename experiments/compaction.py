@@ -149,7 +149,7 @@ def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
     step(model, optimizer, jnp.asarray(rng.integers(0, len(x), 64)))
 
 
-# Small convolutions are bound by what does not shrink: another network is twice as wide.
+# A CNN of twice the width: one with few channels is bound by what does not shrink.
 _TASKS = {**TASKS, "fashion_mnist": tasks.WIDE}
 # The kernels of which whole units die: filters; heads, and neurons of the MLPs.
 _KERNELS = {"fashion_mnist": "conv/.*kernel", "text": "attention/value|up/kernel"}
