@@ -1,7 +1,7 @@
 """What compaction is worth: networks before and after `rvsm_jax.compaction.compact`.
 
 `python -m experiments compaction` measures it, `python -m experiments compaction
-trained` networks that group penalties made small.
+trained` networks that lost whole units in training.
 """
 
 from collections.abc import Callable, Iterable
