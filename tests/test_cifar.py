@@ -372,6 +372,7 @@ def test_the_learning_rate_falls_tenfold_at_epochs_80_120_and_160(batch_size, pe
   np.testing.assert_allclose(rates, peak * np.array(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fast_recipe_is_one_cycle_and_smooths_labels():
   settings = configs.Settings(recipe="fast", batch_size=64)
   rates = jax.vmap(configs.schedule(settings, 100))(jnp.arange(101))

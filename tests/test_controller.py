@@ -132,6 +132,7 @@ def test_arguments_of_the_ramp_are_named(arguments, name):
     rvsm_jax.sparsity_schedule(**({"target": 0.9, "steps": 10} | arguments))
 
 
+@pytest.mark.slow
 def test_cardinality_follows_the_ramp_exactly_by_injection():
   @optax.inject_hyperparams
   def tx(sparsity):
@@ -334,6 +335,7 @@ def test_map_params(name, problem):
     assert mark == ("param" if leaf.ndim else "other")
 
 
+@pytest.mark.slow
 def test_vmap_over_targets(problem):
   grads = gradients(problem.params, 3)
 

@@ -66,6 +66,7 @@ def test_images_are_shifted_by_whole_pixels_and_no_further():
   assert set(np.asarray(corner).sum(axis=(1, 2, 3))) == {0, 1, 2, 4}
 
 
+@pytest.mark.slow
 def test_the_network_has_the_papers_weights():
   _, params = train.initial_params(MICRO)
   sizes = {name: layer["kernel"][...].size for name, layer in params.items()}
@@ -240,6 +241,7 @@ def test_magnitudes_below_the_papers_finest_scale_are_one():
   assert gap == measure.Gap(1e-10, 1e-3, np.sqrt(1e-13), 0.0)
 
 
+@pytest.mark.slow
 def test_w_cut_at_the_gap_keeps_what_is_above():
   _, params = train.initial_params(MICRO)
   kernel = np.full((5408, 128), 1e-8, np.float32)

@@ -218,6 +218,7 @@ def test_nnx_proximal(start, batch, make):
   assert np.all(model.out.kernel[...] != 0)
 
 
+@pytest.mark.slow
 def test_nnx_metrics_and_diagnostics_take_a_state(start):
   nnx = pytest.importorskip("flax.nnx")
   params = nnx.state(nnx_model(start), nnx.Param)

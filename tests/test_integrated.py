@@ -375,6 +375,7 @@ class KilledError(Exception):
 
 
 class TestCell:
+  @pytest.mark.slow
   def test_what_is_finished_is_not_trained_again(
     self, trainer, data, tmp_path, monkeypatch
   ):

@@ -219,6 +219,7 @@ COLLECTIVE = re.compile(
 
 
 @both_axis_types
+@pytest.mark.slow
 def test_sharded_leaves_give_the_same_and_only_counts_travel(axis_type):
   rng = np.random.default_rng(0)
   arrays = {

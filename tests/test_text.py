@@ -91,6 +91,7 @@ def small():
   )
 
 
+@pytest.mark.slow
 def test_the_transformer_does_not_see_what_comes_later():
   model = small()
   codes = jax.random.randint(jax.random.key(0), (2, 16), 0, 96)
