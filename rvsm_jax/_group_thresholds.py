@@ -85,6 +85,17 @@ def per_group(name: str, value: ArrayLike, x: jax.Array, axes: tuple[int, ...]) 
   return jnp.expand_dims(jnp.broadcast_to(value, shape), axes)
 
 
+def _wide(
+  x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
+) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+  """x and the weights of its groups to compute with, and the groups' axes."""
+  x = _validate.float_array("x", x)
+  _validate.check_nonnegative("gamma (the step)", gamma)
+  axes = group_axes(x, groups)
+  z = x.astype(_validate.compute_dtype(x.dtype))
+  return z, per_group("weights", weights, z, axes), axes
+
+
 def block_soft_threshold(
   x: ArrayLike, gamma: ArrayLike, groups: Groups = "out"
 ) -> jax.Array:
@@ -135,10 +146,8 @@ def weighted_block_soft_threshold(
   axes = group_axes(x, groups)
   if not axes or not _thresholds.is_per_entry(jnp.asarray(gamma), x):
     return times_share(x, block_share(x, gamma, weights, groups))
-  _validate.check_nonnegative("gamma (the step)", gamma)
-  z = x.astype(_validate.compute_dtype(x.dtype))
+  z, weights, axes = _wide(x, gamma, weights, groups)
   gamma = jnp.asarray(gamma).astype(z.dtype)
-  weights = per_group("weights", weights, z, axes)
   out = shrink_groups_in_metric(z, gamma * weights, axes)
   return jnp.where(jnp.isfinite(x), out.astype(x.dtype), x)
 
@@ -147,11 +156,7 @@ def block_share(
   x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
 ) -> jax.Array:
   """The factor by which block soft thresholding shrinks each group, on its axes."""
-  x = _validate.float_array("x", x)
-  _validate.check_nonnegative("gamma (the step)", gamma)
-  axes = group_axes(x, groups)
-  z = x.astype(_validate.compute_dtype(x.dtype))
-  weights = per_group("weights", weights, z, axes)
+  z, weights, axes = _wide(x, gamma, weights, groups)
   gamma = per_group("gamma (the step)", gamma, z, axes)
   return _group_share(z, gamma * weights, axes)
 
@@ -165,15 +170,12 @@ def is_dropped(
   x: ArrayLike, gamma: ArrayLike, weights: ArrayLike, groups: Groups
 ) -> jax.Array:
   """Where the proximal map of the number of groups that are not zero is zero."""
-  x = _validate.float_array("x", x)
-  _validate.check_nonnegative("gamma (the step)", gamma)
-  axes = group_axes(x, groups)
-  z = x.astype(_validate.compute_dtype(x.dtype))
+  z, weights, axes = _wide(x, gamma, weights, groups)
   gamma = jnp.asarray(gamma).astype(z.dtype)
-  if not _thresholds.is_per_entry(gamma, x):
+  if not _thresholds.is_per_entry(gamma, z):
     gamma = per_group("gamma (the step)", gamma, z, axes)
   # In units of the threshold: no square over- or underflows where it counts.
-  unit = jnp.sqrt(2 * gamma) * jnp.sqrt(per_group("weights", weights, z, axes))
+  unit = jnp.sqrt(2 * gamma) * jnp.sqrt(weights)
   ratio = z / jnp.where(z == 0, 1, unit)
   total = jnp.sum(jnp.square(ratio), axis=axes, keepdims=True)
   # Written as in `hard_threshold`, for subnormal numbers; NaN stays too.

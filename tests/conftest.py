@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config):
   And what one process compiled, the others read: many tests compile the same.
   """
   config.addinivalue_line("filterwarnings", "error:::rvsm_jax")
-  if not hasattr(config, "workerinput"):
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="rvsm_jax-")
     config.add_cleanup(compiled.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
