@@ -20,7 +20,7 @@ def main(
 
   Args:
     places: where it reads and writes.
-    tasks: digits, pendigits, fashion_mnist, text.
+    tasks: digits, pendigits, fashion_mnist, planar_shapes, text.
     methods: their names; by default all, or those that matter on a large task.
 
   Raises:

@@ -23,7 +23,7 @@ class Task:
     title: what tables call it.
     sizes: of the layers of a perceptron; or the channels of the convolutions of a CNN,
       each with pooling, and then the sizes of its two dense layers; or the width,
-      heads, neurons of an MLP and blocks of a transformer.
+      heads, neurons of an MLP and blocks of a transformer. Those of "curves" are fixed.
     scale: the largest value of an input.
     epochs: passes over the training examples.
     batch_size: examples per step.
@@ -42,13 +42,18 @@ class Task:
   batch_size: int
   learning_rate: float
   momentum: float = 0.9
-  network: Literal["perceptron", "cnn", "transformer"] = "perceptron"
+  network: Literal["perceptron", "cnn", "curves", "transformer"] = "perceptron"
   train_size: int = 0
 
   @property
   def at_once(self) -> bool:
     """Whether one program does all trainings: convolutions are slow that way."""
     return self.network == "perceptron"
+
+  @property
+  def searched(self) -> bool:
+    """Whether a training is short enough for a search of the hyperparameters."""
+    return self.network in ("perceptron", "cnn")
 
   @property
   def in_nats(self) -> bool:
@@ -58,6 +63,8 @@ class Task:
   @property
   def described(self) -> str:
     """The network, for a sentence."""
+    if self.network == "curves":
+      return "The network of Xue & Xin"
     names = {"perceptron": "Perceptron", "cnn": "CNN", "transformer": "Transformer"}
     return f"{names[self.network]} {'-'.join(map(str, self.sizes))}"
 
@@ -90,6 +97,11 @@ TASKS = {
       *("fashion_mnist", "Fashion-MNIST", (16, 32, 64, 10), 255.0, 10, 64, 0.1),
       network="cnn",
       train_size=4000,
+    ),
+    Task(
+      *("planar_shapes", "Planar shapes", (), 1.0, 6, 32, 0.01),
+      network="curves",
+      train_size=2000,
     ),
     Task(*("text", "Text", (160, 5, 640, 3), 1.0, 1, 8, 3e-3), network="transformer"),
   )
@@ -253,14 +265,14 @@ _LARGE = {
 
 def methods_of(task: Task) -> tuple[str, ...]:
   """The names of the methods that are compared on a task."""
-  return tuple(_LARGE if task.network == "transformer" else METHODS)
+  return tuple(METHODS if task.searched else _LARGE)
 
 
 def config_of(task: Task, method: str) -> Config:
   """What a method is trained with on a task."""
-  if task.network == "transformer":
-    return Config(task, method, (_LARGE[method],), (0.9, 0.95, 0.98), seeds=2)
-  return Config(task, method, METHODS[method].values)
+  if task.searched:
+    return Config(task, method, METHODS[method].values)
+  return Config(task, method, (_LARGE[method],), (0.9, 0.95, 0.98), seeds=2)
 
 
 def score(task: Task, point: Mapping[str, Any]) -> float:

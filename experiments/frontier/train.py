@@ -18,6 +18,7 @@ from experiments.core.training import Data, Examples
 from experiments.datasets import text
 from experiments.frontier import config as configs
 from experiments.networks.cnn import CNN
+from experiments.networks.curves import CurvesCNN
 from experiments.networks.perceptron import perceptron
 from experiments.networks.transformer import Transformer
 
@@ -41,6 +42,8 @@ def network(task: configs.Task, rngs: nnx.Rngs) -> nnx.Module:
   """The network of a task before training."""
   if task.network == "perceptron":
     return perceptron(task.sizes, rngs)
+  if task.network == "curves":
+    return CurvesCNN(rngs=rngs)
   if task.network == "transformer":
     width, heads, neurons, blocks = task.sizes
     sizes = {"width": width, "heads": heads, "hidden": neurons, "blocks": blocks}
