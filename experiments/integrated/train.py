@@ -61,7 +61,6 @@ def scaled(
     middle = np.median(first, axis=0)
     spread = np.median(np.abs(first - middle), axis=0)
     sets = tuple(np.arcsinh((x - middle) / spread) for x in sets)
-  if problem.name.startswith("sdd"):
     mean, deviation = sets[0].mean(axis=0), sets[0].std(axis=0)
   else:
     sets = tuple(x.reshape(-1, *problem.shape) for x in sets)
@@ -96,20 +95,11 @@ def splits(config: configs.Config, data: Data) -> tuple[Split, Split]:
   validation = Examples(data.train.x[held], data.train.y[held])
   # Both padded to the same size, so that one compiled program serves both.
   most = max(size, len(data.test.y))
-  return (
-    Split(examples, searched, _padded(validation, most)),
-    Split(examples, order, _padded(data.test, most)),
+  validation, test = (
+    Examples(*map(jnp.asarray, training.padded(part, most)))
+    for part in (validation, data.test)
   )
-
-
-def _padded(examples: Examples, size: int) -> Examples:
-  x, y = examples
-  padding = size - len(y)
-  zeros = np.zeros((padding, *x.shape[1:]), x.dtype)
-  labels = np.full(padding, -1, y.dtype)
-  return Examples(
-    jnp.asarray(np.concatenate([x, zeros])), jnp.asarray(np.concatenate([y, labels]))
-  )
+  return Split(examples, searched, validation), Split(examples, order, test)
 
 
 def batches(
