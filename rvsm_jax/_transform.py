@@ -80,8 +80,8 @@ def prox_of_sum(
 def _own_one(x: jax.Array) -> jax.Array:
   """A factor 1 that XLA does not know, and that no other leaf has.
 
-  Ahead of a sum over groups XLA writes, on CPU, a number that several leaves share, such
-  as the step, to an array as large as a leaf; but not its product with such a factor.
+  Ahead of a sum over groups XLA writes, on CPU, a number that several leaves share,
+  such as the step, to an array as large as a leaf; but not its product with this one.
   """
   dtype = _validate.compute_dtype(x.dtype)
   return jax.lax.optimization_barrier((jnp.ones((), dtype), x))[0]
