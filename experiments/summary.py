@@ -43,8 +43,9 @@ def markdown(folder: pathlib.Path) -> str:
   """Both tables."""
   methods = ["dense network", "dense, cut once", "magnitude pruning", "`sparsify`"]
   header = ["task, share of zeros, seeds", *methods, "best of ours"]
-  full = _cifar(folder / "cifar")
-  ours = table(header, [*_frontier(folder / "frontier"), *_cifar_targets(full)])
+  full, narrow = (_cifar(folder / "cifar", width) for width in (1.0, 0.25))
+  targets = [*_cifar_targets(narrow, ", 1/4 as wide"), *_cifar_targets(full)]
+  ours = table(header, [*_frontier(folder / "frontier"), *targets])
   header = ["data set, method, seeds", "dense network", "sparse network", "its zeros"]
   header += ["paper: accuracy", "paper: zeros"]
   rows = [*_curves(folder / "curves" / "tuned"), *_cifar_papers(full)]
@@ -75,13 +76,15 @@ def _frontier(folder: pathlib.Path) -> Iterator[list[str]]:
       yield [f"{task.title}, {share:.0%}, {seeds} seeds", *cells]
 
 
-def _cifar(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """The results of the networks of full width, by the names of their rows."""
+def _cifar(folder: pathlib.Path, width: float) -> dict[str, dict[str, Any]]:
+  """The results of the networks of a width, by the names of their rows."""
   found = map(results.read, sorted(folder.glob("*/*.json")))
-  return {r["name"]: r for r in found if r["config"]["settings"]["width"] == 1.0}
+  return {r["name"]: r for r in found if r["config"]["settings"]["width"] == width}
 
 
-def _cifar_targets(found: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+def _cifar_targets(
+  found: dict[str, dict[str, Any]], size: str = ""
+) -> Iterator[list[str]]:
   for network, dense in (("vgg16", "vgg16-base"), ("resnet18", "resnet18-sgd")):
     for share in SHARES:
       accuracy = {
@@ -92,7 +95,7 @@ def _cifar_targets(found: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
       if dense in found and accuracy.keys() == cifar.TITLES.keys():
         best = max(accuracy.keys() - {"pruning"}, key=lambda method: accuracy[method])
         yield [
-          f"CIFAR-10, {_NETWORKS[network]}, {share:.0%}, 1 seed",
+          f"CIFAR-10, {_NETWORKS[network]}{size}, {share:.0%}, 1 seed",
           f"{100 * found[dense]['final']['accuracy']['w']:.2f}",
           "–",
           f"{accuracy['pruning']:.2f}",
