@@ -253,7 +253,7 @@ def _protocol(settings: configs.Settings) -> str:
 
 def draw_training(results: Results, path: pathlib.Path) -> None:
   """Accuracy and zeros of one sparse network against epochs, and zeros by layer."""
-  with plots.figure(path, columns=3, width=4.8, height=3.8) as axes:
+  with plots.figure(path, columns=3, width=3.4, height=3.2) as axes:
     left, middle, right = axes[0]
     for color, (name, result) in zip(plots.COLORS, results.items(), strict=False):
       row = configs.ROWS[name]
@@ -319,6 +319,9 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
       shown = heights[heights > heights.max() - 0.1]
       margin = 0.05 * np.ptp(shown) + 1e-3
       panel.set_ylim(shown.min() - margin, shown.max() + margin)
+      for line in panel.lines:
+        if max(line.get_ydata()) < shown.min():
+          line.set_label(f"{line.get_label()}: below")
       panel.legend(fontsize=8)
     axes[0, 0].set_ylabel("test accuracy of the sparse network")
 

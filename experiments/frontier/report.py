@@ -142,11 +142,17 @@ def _protocol(found: Found) -> str:
   )
 
 
-# More would not be told apart.
-_DRAWN = (
-  *("cut", "tuned", "pruning-leaf", "pruning-all"),
-  *("rvsm-l0", "through-l0", "through-all", "sparsify"),
-)
+# Each looks the same on all pictures. More would not be told apart.
+_DRAWN = {
+  "cut": (plots.PURPLE, "o"),
+  "tuned": (plots.PURPLE, "s"),
+  "pruning-leaf": (plots.SKY, "D"),
+  "pruning-all": (plots.YELLOW, "^"),
+  "rvsm-l0": (plots.GREY, "o"),
+  "through-l0": (plots.BLUE, "s"),
+  "through-all": (plots.GREEN, "D"),
+  "sparsify": (plots.ORANGE, "^"),
+}
 
 
 def draw(title: str, found: Found, path: pathlib.Path) -> None:
@@ -157,9 +163,15 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
   measured = "test loss" if in_nats else "test accuracy"
   unit = "nats per character, upside down" if in_nats else "accuracy"
   styles = {"dense": ":", "pruning": "--", "ours": "-"}
+  best = {
+    name: max(scores(result, share).mean() for share in result["config"]["shares"])
+    for name, result in found.items()
+  }
+  best_mean = max(best.values())
   with plots.figure(path, width=8.6, height=4.8) as axes:
     panel = axes[0, 0]
-    for number, (name, result) in enumerate(found.items()):
+    for name, result in found.items():
+      color, marker = _DRAWN[name]
       shares = result["config"]["shares"]
       values = [sign * scores(result, share) for share in shares]
       panel.errorbar(
@@ -167,14 +179,14 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
         [v.mean() for v in values],
         yerr=[error([v]) for v in values],
         linestyle=styles[METHODS[name].group],
-        color=plots.COLORS[(number + 2) % len(plots.COLORS)],
-        marker="osD^"[number % 4],
+        color=color,
+        marker=marker,
         markersize=4,
         elinewidth=0.8,
         linewidth=1.3,
-        label=METHODS[name].title,
+        label=METHODS[name].title
+        + (": below" if best[name] < best_mean - width else ""),
       )
-    best_mean = max(scores(r, s).mean() for r in found.values() for s in shares)
     panel.set(
       title=f"{title}: {measured} of the sparse network",
       xlabel="weights that are not zero (logarithmic)",
