@@ -240,8 +240,7 @@ def trained(
       }
   folder = places.report("compaction", runs)
   result = results.result("compaction", {}, None, tasks=found)
-  results.write_json(folder / "trained.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "trained.json", result, rebuild)
 
 
 def _compared(
@@ -289,17 +288,15 @@ def main(places: cli.Common) -> None:
     results.console.print(f"{name}: {found[name]}")
   folder = places.report("compaction", places.run("compaction"))
   result = results.result("compaction", {}, None, networks=found)
-  results.write_json(folder / "compaction.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "compaction.json", result, rebuild)
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their paths."""
   pages = {"compaction": _page, "trained": _page_of_trained}
   return [
-    results.write_atomically(folder / f"{name}.md", page(results.read(file)))
-    for name, page in pages.items()
-    if (file := folder / f"{name}.json").exists()
+    results.write_atomically(folder / f"{name}.md", pages[name](result))
+    for name, result in results.read_all(folder, pages).items()
   ]
 
 

@@ -59,11 +59,7 @@ def markdown(folder: pathlib.Path) -> str:
 
 def _frontier(folder: pathlib.Path) -> Iterator[list[str]]:
   for name, task in frontier.TASKS.items():
-    found = {
-      method: results.read(folder / name / f"{method}.json")
-      for method in frontier.METHODS
-      if (folder / name / f"{method}.json").exists()
-    }
+    found = results.read_all(folder / name, frontier.METHODS)
     compared = ("cut", "pruning-all", "sparsify")
     if any(method not in found for method in compared):
       continue

@@ -227,12 +227,8 @@ def _cell(task: Task, networks: Mapping[str, list[Any]], network: str) -> str:
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the results in a folder, and returns its path."""
-  found = {
-    name: results.read(file)
-    for name in TASKS
-    if (file := folder / f"{name}.json").exists()
-  }
-  return [results.write_atomically(folder / "two_of_four.md", page(found))]
+  text = page(results.read_all(folder, TASKS))
+  return [results.write_atomically(folder / "two_of_four.md", text)]
 
 
 if __name__ == "__main__":

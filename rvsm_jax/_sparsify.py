@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import optax
 
-from rvsm_jax import _masks, _pruning, _sets, _straight_through, _validate
+from rvsm_jax import _masks, _sets, _straight_through, _validate
 
 
 class Recipe(NamedTuple):
@@ -148,7 +148,9 @@ def with_recipe(
 
     # So that norms of all gradients are those of the weights that still train.
     def on_support(w: jax.Array, g: jax.Array | None) -> jax.Array | None:
-      return None if g is None else jnp.where(settled, _pruning.stay_zero(w, g), g)
+      if g is None:
+        return None
+      return jnp.where(settled & (w == 0) & ~jnp.isnan(g), 0, g)
 
     updates = _masks.map_selected(on_support, _masks.keep, mask, params, updates)
     return inner.update(updates, state, params, **extra_args)

@@ -46,11 +46,7 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   Returns:
     The paths of what was written.
   """
-  results = {
-    name: results_.read(directory / f"{name}.json")
-    for name in configs.ROWS
-    if (directory / f"{name}.json").exists()
-  }
+  results = results_.read_all(directory, configs.ROWS)
   if not results:
     return []
   text = markdown(results)

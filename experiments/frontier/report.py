@@ -15,12 +15,8 @@ Found = Mapping[str, dict[str, Any]]
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and a picture for each task whose results are in a folder."""
-  tasks: dict[str, dict[str, dict[str, Any]]] = {}
-  for task in TASKS:
-    for name in METHODS:
-      file = folder / task / f"{name}.json"
-      if file.exists():
-        tasks.setdefault(task, {})[name] = results.read(file)
+  found = {task: results.read_all(folder / task, METHODS) for task in TASKS}
+  tasks = {task: methods for task, methods in found.items() if methods}
   files = [results.write_atomically(folder / "tables.md", markdown(tasks))]
   for task, found in tasks.items():
     files.append(folder / f"{task}.png")
