@@ -304,12 +304,12 @@ def _page_of_trained(report: dict[str, Any]) -> str:
   parts = [
     "# What each kind of zero is worth",
     "Networks trained here with the same optimizer, schedule and number of updates:"
-    " dense; with `sparsify`, whose single zeros stand anywhere and save nothing here;"
-    " and with `straight_through` and `group_l0`, of the kernels of convolutions, or of"
-    " the values of attention and the first layers of MLPs, whose zeros are whole"
-    " filters, heads and neurons, which `compaction.compact` takes out. The share of"
-    " zeros is that of these kernels, and weights of a group the square root of its"
-    " size. A sixth of the training examples is left for validation, to choose by.",
+    " dense; with `sparsify`, whose zeros may stand anywhere and save nothing here; and"
+    " with `straight_through` and `group_l0`, whose zeros are whole filters, heads and"
+    " neurons, which `compaction.compact` takes out. `group_l0` acts on the kernels of"
+    " convolutions, or on the values of attention and the first layers of MLPs. The"
+    " share of zeros is that of these kernels, and the weight of a group is the square"
+    " root of its size. A sixth of the training examples is kept for validation.",
   ]
   for name, found in report["tasks"].items():
     rows = [

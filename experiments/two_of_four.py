@@ -190,7 +190,7 @@ def page(found: Mapping[str, dict[str, Any]]) -> str:
     " summed over (`nm_sparsity(2, 4)`). *Cut once* is the trained dense network, cut;"
     " *cut and tuned* is cut in mid-training, after which its zeros stay;"
     " *straight-through* projects at every update. All have the same optimizer,"
-    " schedule and number of updates. A dash: not trained.",
+    " schedule and number of updates.",
   ]
   for name, result in found.items():
     task, networks = TASKS[name], result["networks"]

@@ -142,11 +142,12 @@ def _claims(inside: list[dict[str, Any]]) -> str:
 def _example(number: int, example: dict[str, Any]) -> str:
   setting = ", ".join(f"{name} {x:.6g}" for name, x in example["setting"].items())
   target = ", ".join(f"{x:.4f}" for x in example["target"])
-  return (
-    f"{number}. **{example['claim']}**: {example['observed']}. ({example['penalty']},"
-    f" {example['ordering']}, {setting}, w_0 = {tuple(example['start'])},"
-    f" w* = ({target}))"
+  text = (
+    f"{example['observed']}. ({example['penalty']}, {example['ordering']}, {setting},"
+    f" w_0 = {tuple(example['start'])}, w* = ({target}))"
   )
+  claim, text = (one.replace("*", r"\*") for one in (example["claim"], text))
+  return f"{number}. **{claim}**: {text}"
 
 
 _ERRORS = {

@@ -58,12 +58,12 @@ def markdown(tasks: Mapping[str, Found]) -> str:
     "# Accuracy against zeros: ours and pruning",
     "Test accuracy in per cent of the sparse network, mean ± standard error over the"
     " seeds, by the share of exact zeros in all kernels; bold: the best of a column."
-    " All methods have the same network, epochs, optimizer and schedule. Of each, one"
-    " hyperparameter was chosen at each share from as many values, on validation"
-    " examples, with one seed; *dense, cut once* and *sparsify* have none. A network"
-    " with fewer zeros than the share was cut to it before it was tested. Of text it is"
-    " the test loss in nats per character, lower is better; a positive difference is"
-    " better there, too.",
+    " All methods have the same network, epochs, optimizer and schedule. For each"
+    " method and share, one hyperparameter was chosen from the same number of values,"
+    " on validation examples and with one seed; *dense, cut once* and *sparsify* have"
+    " none. A network with fewer zeros than the share was cut to it before the test."
+    " For text it is the test loss in nats per character, where lower is better; a"
+    " positive difference is better there, too.",
   ]
   for task, found in tasks.items():
     shares = next(iter(found.values()))["config"]["shares"]
@@ -112,8 +112,8 @@ def _comparison(found: Found, shares: Sequence[float]) -> str:
     )
   header = ["zeros", "best of ours", "best of pruning", "difference", "better"]
   return (
-    f"{table(header, rows)}\n\nThe best of each are chosen by the test accuracies that"
-    " stand here, among more of ours than of pruning."
+    f"{table(header, rows)}\n\nThe best of each are chosen by the test accuracies"
+    " shown here, from more methods of ours than of pruning."
   )
 
 
