@@ -8,7 +8,8 @@ import numpy as np
 
 from experiments.core import plots, results
 from experiments.core.tables import table
-from experiments.frontier.config import METHODS, TASKS, Task, score
+from experiments.core.tasks import Task
+from experiments.frontier.config import METHODS, TASKS, score
 
 Found = Mapping[str, dict[str, Any]]
 
