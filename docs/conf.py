@@ -140,10 +140,19 @@ def _link_notebooks(app: Sphinx, name: str, content: list[str]) -> None:
     content[0] = content[0].replace("](../colab/", "](/notebooks/")
 
 
+def _keep_errors(app: Sphinx, document: nodes.document) -> None:
+  """Keeps the numbers of tables and their errors on one line."""
+  for entry in document.findall(nodes.entry):
+    for text in list(entry.findall(nodes.Text)):
+      if " ± " in text:
+        text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+
+
 def setup(app: Sphinx) -> None:
   """Registers what is done here."""
   app.connect("builder-inited", _copy_notebooks)
   app.connect("source-read", _link_notebooks)
+  app.connect("doctree-read", _keep_errors)
   app.connect("autodoc-process-signature", _as_written)
   app.add_html_math_renderer(
     "mathml",

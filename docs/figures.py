@@ -85,7 +85,7 @@ def one_weight() -> None:
     ),
   }
   noise = jax.random.normal(jax.random.key(0), (150, 2))
-  with plots.figure(FOLDER / "one_weight.png", columns=3, width=3.6) as axes:
+  with plots.figure(FOLDER / "one_weight.png", columns=3, width=3.3) as axes:
     for axis, (title, tx) in zip(axes[0], ways.items(), strict=True):
       w = jnp.array([0.1, 0.6])
       state, path = tx.init(w), []

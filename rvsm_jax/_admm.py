@@ -75,8 +75,8 @@ def admm(
     [1. 0.]
 
   References:
-    Dinh & Xin, `Convergence of a Relaxed Variable Splitting Method for Learning
-    Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties`, 2020.
+    Dinh & Xin, *Convergence of a Relaxed Variable Splitting Method for Learning
+    Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties*, 2020.
   """
   _penalty.check_penalty(penalty)
   learning_rate = _transform.as_schedule("learning_rate", learning_rate)

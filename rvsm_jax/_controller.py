@@ -73,8 +73,8 @@ def sparsity_schedule(
     [0.0, 0.52, 0.787, 0.9, 0.9]
 
   References:
-    Zhu & Gupta, `To prune, or not to prune: exploring the efficacy of pruning for
-    model compression`, 2017.
+    Zhu & Gupta, *To prune, or not to prune: exploring the efficacy of pruning for
+    model compression*, 2017.
   """
   _validate.check_share("target", target)
   _validate.check_share("initial", initial)

@@ -34,7 +34,7 @@ def lagrangian(
   Args:
     loss: f(w), or the function f.
     penalty: the penalty P; summed over leaves, unless it takes them all together.
-    params: w.
+    params: the weights w.
     u: the auxiliary weights, in the structure of `params`; leaves that are None or
       `optax.MaskedNode()` do not count, as in `RVSMState.u`.
     lam: weight of the penalty.
@@ -75,7 +75,7 @@ def critical_point_residual(
 
   Args:
     grads: the gradient of f at w, in the structure of `params`.
-    params: w.
+    params: the weights w.
     u: the auxiliary weights; leaves that are None or `optax.MaskedNode()` are taken
       as equal to w, as in `RVSMState.u`.
     beta: stiffness.

@@ -176,10 +176,16 @@ def is_dropped(
     gamma = per_group("gamma (the step)", gamma, z, axes)
   # In units of the threshold: no square over- or underflows where it counts.
   unit = jnp.sqrt(2 * gamma) * jnp.sqrt(weights)
-  ratio = z / jnp.where(z == 0, 1, unit)
-  total = jnp.sum(jnp.square(ratio), axis=axes, keepdims=True)
+  scale = 1 / _normal(unit)
+  total = jnp.sum(jnp.square(z * scale), axis=axes, keepdims=True)
   # Written as in `hard_threshold`, for subnormal numbers; NaN stays too.
   return (total <= 1) & (unit > 0)
+
+
+def _normal(x: jax.Array) -> jax.Array:
+  """x, moved so far that neither it nor its inverse over- or underflows."""
+  tiny = jnp.finfo(x.dtype).tiny
+  return jnp.clip(x, tiny, 1 / tiny)
 
 
 def shrink_groups(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -194,8 +200,7 @@ def _group_share(x: jax.Array, gamma: jax.Array, axes: tuple[int, ...]) -> jax.A
   The norms are taken in units of gamma, so that no pass for a scale is needed: what
   overflows has a share of 1, and what vanishes one of 0, to rounding.
   """
-  tiny = jnp.finfo(x.dtype).tiny
-  scale = 1 / jnp.clip(jnp.abs(gamma), tiny, 1 / tiny)
+  scale = 1 / _normal(jnp.abs(gamma))
   norm = jnp.sqrt(jnp.sum(jnp.square(x * scale), axis=axes, keepdims=True))
   return _kept_share(norm, gamma * scale)
 

@@ -118,8 +118,8 @@ def proximal(
     [1. 0.]
 
   References:
-    Ma et al., `Transformed l1 Regularization for Learning Sparse Deep Neural
-    Networks`, 2019, section 3.2.
+    Ma et al., *Transformed l1 Regularization for Learning Sparse Deep Neural
+    Networks*, 2019, section 3.2.
   """
   _penalty.check_penalty(penalty)
   learning_rate = _transform.as_schedule("learning_rate", learning_rate)

@@ -129,8 +129,8 @@ def magnitude_pruning(
     0.5
 
   References:
-    Zhu & Gupta, `To prune, or not to prune: exploring the efficacy of pruning for
-    model compression`, 2017.
+    Zhu & Gupta, *To prune, or not to prune: exploring the efficacy of pruning for
+    model compression*, 2017.
   """
   sparsity = _transform.as_schedule("sparsity", sparsity, _validate.check_share)
   _validate.check_choice("scope", scope, ("leaf", "all"))

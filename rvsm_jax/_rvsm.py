@@ -107,10 +107,10 @@ def rvsm(
     [ 0.9  -0.01] [0.9 0. ]
 
   References:
-    Xue & Xin, `Learning Sparse Neural Networks via l0 and Tl1 by a Relaxed Variable
-    Splitting Method with Application to Multi-scale Curve Classification`, 2019.
-    Dinh & Xin, `Convergence of a Relaxed Variable Splitting Method for Learning
-    Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties`, 2020.
+    Xue & Xin, *Learning Sparse Neural Networks via l0 and Tl1 by a Relaxed Variable
+    Splitting Method with Application to Multi-scale Curve Classification*, 2019.
+    Dinh & Xin, *Convergence of a Relaxed Variable Splitting Method for Learning
+    Sparse Neural Networks via l1, l0, and Transformed-l1 Penalties*, 2020.
   """
   _penalty.check_penalty(penalty)
   learning_rate = _transform.as_schedule("learning_rate", learning_rate)

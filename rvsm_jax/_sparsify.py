@@ -98,9 +98,9 @@ def sparsify(
     0.95
 
   References:
-    Lin et al., `Dynamic Model Pruning with Feedback`, 2020. Glandorf et al.,
-    `Feather: An Elegant Solution to Effective DNN Sparsification`, 2023, for the ramp
-    and the half. Zhu & Gupta, `To prune, or not to prune`, 2017.
+    Lin et al., *Dynamic Model Pruning with Feedback*, 2020. Glandorf et al.,
+    *Feather: An Elegant Solution to Effective DNN Sparsification*, 2023, for the ramp
+    and the half. Zhu & Gupta, *To prune, or not to prune*, 2017.
   """
   return with_recipe(optimizer, sparsity, steps, mask, RECIPE)
 

@@ -39,7 +39,7 @@ def straight_through(
   step: optax.ScalarOrSchedule,
   mask: _masks.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""For the last half point at 98% zeros and above: gradients at the sparse weights.
+  r"""For a few tenths of a point more than `sparsify`: gradients at the sparse weights.
 
   It wraps the optimizer. The state holds dense, latent weights v. The params of the
   model are the sparse network :math:`u`, at which the gradient is taken:
@@ -98,8 +98,8 @@ def straight_through(
     [2.5  1.25] [2.5  1.25]
 
   References:
-    Lin et al., `Dynamic Model Pruning with Feedback`, 2020. Cai, Osher & Shen,
-    `Linearized Bregman iterations for compressed sensing`, 2009.
+    Lin et al., *Dynamic Model Pruning with Feedback*, 2020. Cai, Osher & Shen,
+    *Linearized Bregman iterations for compressed sensing*, 2009.
   """
   _penalty.check_penalty(penalty)
   step = _transform.as_schedule("step", step)

@@ -45,34 +45,46 @@ def prox(penalty: _penalty.Penalty, tree: Any, step: ArrayLike) -> Any:
   """The proximal map of each leaf of `tree`, or of all together."""
   if _penalty.is_joint(penalty):
     return penalty.prox(tree, step)
-  return _masks.map_named(lambda x: penalty.prox(x, step), tree)
+  if _penalty.passes(penalty) is None or jnp.ndim(step):
+    return _masks.map_named(lambda x: penalty.prox(x, step), tree)
+  return _masks.map_named(lambda x: penalty.prox(x, _own_one(x) * step), tree)
 
 
 def prox_of_sum(
   penalty: _penalty.Penalty, w: jax.Array, d: jax.Array | None, step: ArrayLike
 ) -> jax.Array | optax.MaskedNode:
   """The proximal map of the sum of w and its update d; nothing without one."""
-  new = reached(w, d)
   passes = _penalty.passes(penalty)
   if d is None or passes is None or jnp.ndim(step):
+    new = reached(w, d)
     return new if d is None else penalty.prox(new, step)
 
   def again(w: jax.Array, d: jax.Array, step: jax.Array) -> jax.Array:
     # XLA would keep the sum, or its map, in an array of its own until the numbers are
-    # known. A factor that it does not know, 1, makes it take the sum again instead.
-    new = reached(w, d)
-    one, numbers = jax.lax.optimization_barrier(
-      (jnp.ones((), new.dtype), passes.first(new, step))
-    )
-    return passes.second(reached(w, one * d.astype(new.dtype)), step, numbers)
+    # known. A factor that it does not know makes it take the sum again instead.
+    d, one = d.astype(_validate.compute_dtype(w.dtype)), _own_one(w)
+    numbers = passes.first(reached(w, one * d), one * step)
+    one, numbers = jax.lax.optimization_barrier((one, numbers))
+    return passes.second(reached(w, one * d), step, numbers)
 
   if not passes.heavy:
     return again(w, d, jnp.asarray(step))
 
   def kept(w: jax.Array, d: jax.Array, step: jax.Array) -> jax.Array:
-    return penalty.prox(reached(w, d), step)
+    one = _own_one(w)
+    return penalty.prox(reached(w, one * d), one * step)
 
   return jax.lax.platform_dependent(w, d, jnp.asarray(step), cpu=kept, default=again)
+
+
+def _own_one(x: jax.Array) -> jax.Array:
+  """A factor 1 that XLA does not know, and that no other leaf has.
+
+  Ahead of a sum over groups XLA writes, on CPU, a number that several leaves share,
+  such as the step, to an array as large as a leaf; but not its product with this one.
+  """
+  dtype = _validate.compute_dtype(x.dtype)
+  return jax.lax.optimization_barrier((jnp.ones((), dtype), x))[0]
 
 
 def value(penalty: _penalty.Penalty, tree: Any) -> jax.Array:

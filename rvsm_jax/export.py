@@ -1,7 +1,7 @@
 """Exact export of sparse params: small checkpoints, and sparse matrices.
 
 `from rvsm_jax import export`. :func:`save` and :func:`load` need
-`pip install 'rvsm_jax[export]'`.
+`pip install safetensors`.
 
 The format, for other programs. A checkpoint is a file of the `safetensors
 <https://github.com/huggingface/safetensors>`_ format, numbers little-endian. The name
@@ -172,9 +172,9 @@ def to_bcoo(params: optax.Params, *, min_sparsity: float = 0.99) -> Any:
   indices of 32 bits make it smaller than the dense matrix from 67% zeros on.
 
   On one core of a CPU (`python -m experiments.export`, experiments/results/export)
-  kernels of 692,224 and 1,048,576 weights are faster from 92 to 96% zeros on for one
-  input, from 96 to 99% for 64: hence the default. One of 256 x 256 is from 98% on for
-  64 inputs, but for one only from 99.5%. GPUs were not measured.
+  kernels of 692,224 and 1,048,576 weights are faster from 96% zeros on for one
+  input, and from 96 to 99% for 64: hence the default. One of 256 x 256 is faster from
+  98% on for 64 inputs, but only from 99.5% for one. GPUs were not measured.
 
   Args:
     params: a pytree of arrays.
@@ -321,7 +321,7 @@ def _safetensors() -> tuple[Any, Any]:
     import safetensors.numpy
   except ImportError as error:
     raise ImportError(
-      "sparse checkpoints need safetensors: pip install 'rvsm_jax[export]'"
+      "sparse checkpoints need safetensors: pip install safetensors"
     ) from error
   return safetensors.deserialize, safetensors.numpy.save
 

@@ -122,13 +122,14 @@ def _penalty(name: str) -> rvsm_jax.Penalty:
   )
 
 
+keeps_none = pytest.mark.skipif(
+  jax.__version_info__ < (0, 10, 2), reason="XLA kept the weights before the map"
+)
 grouped = pytest.mark.parametrize("name", ["group_lasso", "integrated_tl1"])
 
 
 @on_cpu
-@pytest.mark.skipif(
-  jax.__version_info__ < (0, 10, 2), reason="XLA kept the weights before the map"
-)
+@keeps_none
 @grouped
 def test_group_maps_take_no_array_besides(name: str):
   prox = _penalty(name).prox
@@ -141,9 +142,10 @@ def test_group_maps_take_no_array_besides(name: str):
   assert compiled.memory_analysis().temp_size_in_bytes < SLACK
 
 
-def _in_a_chain(name: str) -> Any:
-  x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
-  tx = optax.chain(optax.sgd(0.1), _proximal(_penalty(name)))
+def _in_a_chain(transformation: Any) -> Any:
+  """Of two leaves of one shape, which share the learning rate and the step."""
+  x = (jax.ShapeDtypeStruct((SHAPE[0] // 2, SHAPE[1]), jnp.float32),) * 2
+  tx = optax.chain(optax.sgd(0.1), transformation)
   state = jax.eval_shape(tx.init, x)
 
   def update(params: Any, state: Any, grads: Any) -> Any:
@@ -154,17 +156,29 @@ def _in_a_chain(name: str) -> Any:
 
 
 @on_cpu
-def test_group_norms_in_a_chain_take_the_sum_again():
+@keeps_none
+@pytest.mark.parametrize("name", ["group_lasso", "group_l0"])
+def test_group_norms_in_a_chain_take_the_sum_again(name: str):
   """They are needed before the first weight can be written."""
-  compiled = _in_a_chain("group_lasso")
+  compiled = _in_a_chain(_proximal(_penalty(name)))
   assert compiled.memory_analysis().temp_size_in_bytes < SLACK
   assert compiled.cost_analysis()["bytes accessed"] < 5 * BYTES + SLACK
 
 
 @on_cpu
+@keeps_none
+@pytest.mark.parametrize("name", ["group_lasso", "group_l0"])
+def test_group_norms_of_rvsm_read_the_weights_again(name: str):
+  compiled = _in_a_chain(_rvsm(_penalty(name), True))
+  assert compiled.memory_analysis().temp_size_in_bytes < SLACK
+  assert compiled.cost_analysis()["bytes accessed"] < 7 * BYTES + SLACK
+
+
+@on_cpu
+@keeps_none
 def test_integrated_tl1_in_a_chain_takes_one_array_besides():
-  compiled = _in_a_chain("integrated_tl1")
-  assert compiled.memory_analysis().temp_size_in_bytes < 2 * BYTES + SLACK
+  compiled = _in_a_chain(_proximal(_penalty("integrated_tl1")))
+  assert compiled.memory_analysis().temp_size_in_bytes < BYTES + SLACK
 
 
 @on_cpu

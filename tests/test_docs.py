@@ -135,11 +135,43 @@ def test_drawings_says_what_was_measured():
     ) in text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_links_to_files_lead_somewhere(page):
-  # Those that leave docs/: the strict build checks the others.
-  for target in re.findall(r"\]\((?!https?://)([^)#]+)", read(page)):
-    assert (page.parent / target).exists(), target
+def anchors(page: pathlib.Path) -> set[str]:
+  """What GitHub and the site call the headings of a page and of what it includes."""
+  text = read(page)
+  for included in re.findall(r"^```\{include\} (.+)$", text, re.MULTILINE):
+    text += read(page.parent / included)
+  headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", one).lower().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize(
+  "page",
+  [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+  ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_links_lead_somewhere_and_code_fits_the_page(page):
+  for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", read(page)):
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+    assert file.exists(), target
+    assert not anchor or anchor in anchors(file), target
+  # At 600 pixels the style sheet has room for so many columns.
+  for code in re.findall(r"^ *```\w+\n(.*?)^ *```$", read(page), re.S | re.M):
+    assert max(map(len, code.splitlines())) <= 88, code
+
+
+def test_which_one_says_what_was_measured():
+  text = " ".join(read(DOCS / "sparsify.md").split())
+  tables = read(ROOT / "experiments/results/frontier/tables.md")
+  digits = tables.split("## DIGITS")[1].split("## PENDIGITS")[0]
+  row = re.compile(r"^\| (.+?) +\|.*\| +\**([\d.]+) ± [\d.]+\** \|$", re.MULTILINE)
+  at_99 = {method: f"{float(mean):.1f}%" for method, mean in row.findall(digits)}
+  assert (
+    f"magnitude pruning has {at_99['magnitude pruning, one budget']} with one budget"
+    f" and {at_99['magnitude pruning, per layer']} with one for each layer;"
+    f" RVSM with `cardinality` has {at_99['RVSM, cardinality, one budget']}"
+    f" and {at_99['RVSM, cardinality per layer']}."
+  ) in text
 
 
 @pytest.mark.parametrize(

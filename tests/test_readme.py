@@ -46,8 +46,3 @@ def test_tables_stand_in_a_committed_result():
   rows = cells(README)
   assert rows
   assert not [row for row in rows if row not in summary]
-
-
-def test_links_lead_somewhere():
-  for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
-    assert (ROOT / target).exists(), target

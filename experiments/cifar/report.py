@@ -52,11 +52,7 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   Returns:
     The paths of what was written.
   """
-  results = {
-    name: results_.read(directory / f"{name}.json")
-    for name in configs.ROWS
-    if (directory / f"{name}.json").exists()
-  }
+  results = results_.read_all(directory, configs.ROWS)
   if not results:
     return []
   text = markdown(results)
@@ -242,14 +238,15 @@ def _protocol(settings: configs.Settings) -> str:
     f" {settings.seed}. RVSM without a target sparsity has the paper's lambda, beta and"
     " order (Algorithm 1). Target sparsities hold for all kernels together and rise by"
     " the cubic ramp of Zhu & Gupta (2017), up to half of the training for all methods"
-    " alike, from 10% of it, or, for `sparsify`, from its beginning; beta times the"
-    f" learning rate is {configs.PULL:g}. Nothing was searched here."
+    " alike, from 10% of it, or, for the `sparsify` of before November 26, 2026, from"
+    f" its beginning; beta times the learning rate is {configs.PULL:g}. Nothing was"
+    " searched here."
   )
 
 
 def draw_training(results: Results, path: pathlib.Path) -> None:
   """Accuracy and zeros of one sparse network against epochs, and zeros by layer."""
-  with plots.figure(path, columns=3, width=4.8, height=3.8) as axes:
+  with plots.figure(path, columns=3, width=3.4, height=3.2) as axes:
     left, middle, right = axes[0]
     for color, (name, result) in zip(plots.COLORS, results.items(), strict=False):
       row = configs.ROWS[name]
@@ -315,6 +312,9 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
       shown = heights[heights > heights.max() - 0.1]
       margin = 0.05 * np.ptp(shown) + 1e-3
       panel.set_ylim(shown.min() - margin, shown.max() + margin)
+      for line in panel.lines:
+        if max(line.get_ydata()) < shown.min():
+          line.set_label(f"{line.get_label()}: below")
       panel.legend(fontsize=8)
     axes[0, 0].set_ylabel("test accuracy of the sparse network")
 

@@ -18,7 +18,7 @@ _COLORS = {"l1": plots.BLUE, "l0": plots.ORANGE, "TL1": plots.GREEN}
 
 def draw_descent(path: pathlib.Path, found: Mapping[str, Any]) -> None:
   """Lagrangian and angle over the steps, and the cycle of the printed ordering."""
-  with plots.figure(path, columns=3) as axes:
+  with plots.figure(path, columns=3, width=3.3, height=3.0) as axes:
     energy, turn, cycle = axes[0]
     for penalty, traces in found["penalties"].items():
       for number, (above, angle) in enumerate(
@@ -35,22 +35,20 @@ def draw_descent(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     turn.text(shown, delta * 1.06, "δ", ha="right", va="bottom")
     turn.set(title="Angle between w and w*", ylim=(0.01, np.pi))
     for ordering, color, label in (
-      ("gauss_seidel", plots.BLUE, "gauss–seidel"),
-      ("jacobi", plots.ORANGE, "jacobi (as printed)"),
+      ("gauss_seidel", plots.BLUE, "Gauss–Seidel"),
+      ("jacobi", plots.ORANGE, "Jacobi (as printed)"),
     ):
       cycle.plot(found["cycle"][ordering], color=color, label=label)
-    cycle.set(title="A cycle: ‖∇$_w$ Lagrangian‖, l0, k = d = 2", ylim=(1e-15, 3))
-    for panel, place in zip(
-      axes[0], ("upper right", "lower left", "center right"), strict=True
-    ):
+    cycle.set(title="l0, k = d = 2: ‖∇$_w$ Lagrangian‖", ylim=(1e-15, 3))
+    for panel, top in zip(axes[0], (1.0, 0.75, 0.9), strict=True):
       panel.set(xlabel="step", yscale="log", xlim=(0, shown))
-      panel.legend(loc=place)
+      panel.legend(loc="upper right", bbox_to_anchor=(1, top))
 
 
 def draw_error(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
   """‖w - w*‖ against beta; `rows` of `studies.error_against_beta`."""
   patches = sorted({row["k"] for row in rows})
-  with plots.figure(path, columns=len(patches), width=3.9) as axes:
+  with plots.figure(path, columns=len(patches), width=3.3) as axes:
     for panel, k in zip(axes[0], patches, strict=True):
       for row in (row for row in rows if row["k"] == k):
         panel.loglog(
@@ -68,7 +66,7 @@ def draw_error(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def draw_shrinkage(path: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> None:
   """The limits against w*, entry by entry, with the curve of equation (12)."""
-  with plots.figure(path, columns=len(found), width=4.0, height=3.9) as axes:
+  with plots.figure(path, columns=len(found), width=3.3, height=3.4) as axes:
     for panel, (name, limit) in zip(axes[0], found.items(), strict=True):
       final_w, final_u, target = (np.array(limit[key]) for key in ("w", "u", "target"))
       w = 1.05 * np.abs(final_w).max() * np.linspace(-1, 1, 4001)
@@ -95,7 +93,7 @@ def draw_shrinkage(path: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -
 def draw_outside(path: pathlib.Path, scans: Mapping[str, Mapping[str, Any]]) -> None:
   """Shares of the runs that break a claim as one condition is left at a time."""
   columns = [scan for scan in studies.SCANS if scan != "k"]
-  with plots.figure(path, len(scans), len(columns), width=3.7, height=2.3) as axes:
+  with plots.figure(path, len(scans), len(columns), width=2.7, height=2.0) as axes:
     for line, (penalty, found) in zip(axes, scans.items(), strict=True):
       for panel, scan in zip(line, columns, strict=True):
         values = found[scan]["values"]
@@ -104,11 +102,11 @@ def draw_outside(path: pathlib.Path, scans: Mapping[str, Mapping[str, Any]]) -> 
         for (row, column), share in np.ndenumerate(shares):
           if share > 0:
             text = f"{100 * share:.0f}"
-            panel.text(column, row, text, ha="center", va="center", fontsize=8)
+            panel.text(column, row, text, ha="center", va="center", fontsize=7)
         # Between what the theorem allows, which comes first, and what it does not.
         allowed = sum(v >= 1 if scan == "phi" else v <= 1 for v in values)
         panel.axvline(allowed - 0.5, color=plots.GREY, linestyle="--", linewidth=1)
-        panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        panel.set_xticks(range(len(values)), map("{:g}".format, values), fontsize=7)
         panel.set_yticks(range(len(studies.SCANNED)), [])
         panel.grid(False)
         panel.tick_params(length=0)
@@ -116,7 +114,7 @@ def draw_outside(path: pathlib.Path, scans: Mapping[str, Mapping[str, Any]]) -> 
       line[0].set_title(f"{penalty}: per cent of the runs that break it")
     for panel, scan in zip(axes[-1], columns, strict=True):
       sign = "≥" if scan == "phi" else "≤"
-      panel.set_xlabel(f"{studies.SCANS[scan][0]} (theorem: {sign} 1)")
+      panel.set_xlabel(f"{studies.SCANS[scan][0]}\n(theorem: {sign} 1)")
 
 
 def first_broken(scan: Mapping[str, Any], name: str) -> str:
@@ -144,11 +142,12 @@ def _claims(inside: list[dict[str, Any]]) -> str:
 def _example(number: int, example: dict[str, Any]) -> str:
   setting = ", ".join(f"{name} {x:.6g}" for name, x in example["setting"].items())
   target = ", ".join(f"{x:.4f}" for x in example["target"])
-  return (
-    f"{number}. **{example['claim']}**: {example['observed']}. ({example['penalty']},"
-    f" {example['ordering']}, {setting}, w_0 = {tuple(example['start'])},"
-    f" w* = ({target}))"
+  text = (
+    f"{example['observed']}. ({example['penalty']}, {example['ordering']}, {setting},"
+    f" w_0 = {tuple(example['start'])}, w* = ({target}))"
   )
+  claim, text = (one.replace("*", r"\*") for one in (example["claim"], text))
+  return f"{number}. **{claim}**: {text}"
 
 
 _ERRORS = {

@@ -228,7 +228,7 @@ def draw_training(result: dict[str, Any], file: pathlib.Path) -> None:
     for name in result["epochs"][0]
   }
   number = epochs["epoch"]
-  with plots.figure(file, columns=3) as axes:
+  with plots.figure(file, columns=3, width=3.3, height=2.9) as axes:
     left, middle, right = axes[0]
     for panel, name in ((left, "loss"), (middle, "accuracy")):
       panel.plot(number, epochs[name], color=plots.GREY, label="training, w")
@@ -243,7 +243,7 @@ def draw_training(result: dict[str, Any], file: pathlib.Path) -> None:
     for panel in (middle, right):
       plots.percent_axis(panel)
     for panel in (left, middle):
-      panel.legend()
+      panel.legend(fontsize=8)
     for panel in axes[0]:
       panel.xaxis.get_major_locator().set_params(integer=True)
 
@@ -396,7 +396,7 @@ def draw_distributions(blocks: Blocks, file: pathlib.Path) -> None:
   }
   wanted = [key for key in itertools.product(blocks, ("none", "l0")) if key in rows]
   height = -(-len(wanted) // 2)
-  with plots.figure(file, height, 2, width=5.6, height=3.2) as axes:
+  with plots.figure(file, height, 2, width=5.0, height=3.0) as axes:
     for panel, (block, penalty) in zip(axes.ravel(), wanted, strict=False):
       draw_histogram(panel, rows[block, penalty])
       name = penalty_name(rows[block, penalty]["config"])

@@ -8,19 +8,16 @@ import numpy as np
 
 from experiments.core import plots, results
 from experiments.core.tables import table
-from experiments.frontier.config import METHODS, TASKS, Task, score
+from experiments.core.tasks import Task
+from experiments.frontier.config import METHODS, TASKS, score
 
 Found = Mapping[str, dict[str, Any]]
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and a picture for each task whose results are in a folder."""
-  tasks: dict[str, dict[str, dict[str, Any]]] = {}
-  for task in TASKS:
-    for name in METHODS:
-      file = folder / task / f"{name}.json"
-      if file.exists():
-        tasks.setdefault(task, {})[name] = results.read(file)
+  found = {task: results.read_all(folder / task, METHODS) for task in TASKS}
+  tasks = {task: methods for task, methods in found.items() if methods}
   files = [results.write_atomically(folder / "tables.md", markdown(tasks))]
   for task, found in tasks.items():
     files.append(folder / f"{task}.png")
@@ -62,12 +59,12 @@ def markdown(tasks: Mapping[str, Found]) -> str:
     "# Accuracy against zeros: ours and pruning",
     "Test accuracy in per cent of the sparse network, mean ± standard error over the"
     " seeds, by the share of exact zeros in all kernels; bold: the best of a column."
-    " All methods have the same network, epochs, optimizer and schedule. Of each, one"
-    " hyperparameter was chosen at each share from as many values, on validation"
-    " examples, with one seed; *dense, cut once* and *sparsify* have none. A network"
-    " with fewer zeros than the share was cut to it before it was tested. Of text it is"
-    " the test loss in nats per character, lower is better; a positive difference is"
-    " better there, too.",
+    " All methods have the same network, epochs, optimizer and schedule. For each"
+    " method and share, one hyperparameter was chosen from the same number of values,"
+    " on validation examples and with one seed; *dense, cut once* and *sparsify* have"
+    " none. A network with fewer zeros than the share was cut to it before the test."
+    " For text it is the test loss in nats per character, where lower is better; a"
+    " positive difference is better there, too.",
   ]
   for task, found in tasks.items():
     shares = next(iter(found.values()))["config"]["shares"]
@@ -116,8 +113,8 @@ def _comparison(found: Found, shares: Sequence[float]) -> str:
     )
   header = ["zeros", "best of ours", "best of pruning", "difference", "better"]
   return (
-    f"{table(header, rows)}\n\nThe best of each are chosen by the test accuracies that"
-    " stand here, among more of ours than of pruning."
+    f"{table(header, rows)}\n\nThe best of each are chosen by the test accuracies"
+    " shown here, from more methods of ours than of pruning."
   )
 
 
@@ -142,11 +139,17 @@ def _protocol(found: Found) -> str:
   )
 
 
-# More would not be told apart.
-_DRAWN = (
-  *("cut", "tuned", "pruning-leaf", "pruning-all"),
-  *("rvsm-l0", "through-l0", "through-all", "sparsify"),
-)
+# Each looks the same on all pictures. More would not be told apart.
+_DRAWN = {
+  "cut": (plots.PURPLE, "o"),
+  "tuned": (plots.PURPLE, "s"),
+  "pruning-leaf": (plots.SKY, "D"),
+  "pruning-all": (plots.YELLOW, "^"),
+  "rvsm-l0": (plots.GREY, "o"),
+  "through-l0": (plots.BLUE, "s"),
+  "through-all": (plots.GREEN, "D"),
+  "sparsify": (plots.ORANGE, "^"),
+}
 
 
 def draw(title: str, found: Found, path: pathlib.Path) -> None:
@@ -157,9 +160,15 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
   measured = "test loss" if in_nats else "test accuracy"
   unit = "nats per character, upside down" if in_nats else "accuracy"
   styles = {"dense": ":", "pruning": "--", "ours": "-"}
+  best = {
+    name: max(scores(result, share).mean() for share in result["config"]["shares"])
+    for name, result in found.items()
+  }
+  best_mean = max(best.values())
   with plots.figure(path, width=8.6, height=4.8) as axes:
     panel = axes[0, 0]
-    for number, (name, result) in enumerate(found.items()):
+    for name, result in found.items():
+      color, marker = _DRAWN[name]
       shares = result["config"]["shares"]
       values = [sign * scores(result, share) for share in shares]
       panel.errorbar(
@@ -167,14 +176,14 @@ def draw(title: str, found: Found, path: pathlib.Path) -> None:
         [v.mean() for v in values],
         yerr=[error([v]) for v in values],
         linestyle=styles[METHODS[name].group],
-        color=plots.COLORS[(number + 2) % len(plots.COLORS)],
-        marker="osD^"[number % 4],
+        color=color,
+        marker=marker,
         markersize=4,
         elinewidth=0.8,
         linewidth=1.3,
-        label=METHODS[name].title,
+        label=METHODS[name].title
+        + (": below" if best[name] < best_mean - width else ""),
       )
-    best_mean = max(scores(r, s).mean() for r in found.values() for s in shares)
     panel.set(
       title=f"{title}: {measured} of the sparse network",
       xlabel="weights that are not zero (logarithmic)",

@@ -102,7 +102,7 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
   several = [one for one in results.values() if len(one["config"]["seeds"]) > 1]
   if not several:
     return
-  with plots.figure(path, len(several), 3, width=4.0, height=2.7) as axes:
+  with plots.figure(path, len(several), 3, width=3.3, height=2.5) as axes:
     for panels, result in zip(axes, several, strict=True):
       methods = [m for m in _METHODS[1:] if m in result["methods"]]
       for panel, (measure, label) in zip(panels, MEASURES.items(), strict=True):
@@ -115,7 +115,7 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
           panel.hlines(np.mean(numbers), place - 0.3, place + 0.3, color=color)
         short = [_STYLES[m]["label"].replace("integrated ", "int. ") for m in methods]
         short = [
-          text.replace("the same, proximal", "int. TL1,\nprox.") for text in short
+          text.replace("the same, proximal", "int. TL1,\nprox.\n") for text in short
         ]
         panel.set_xticks(range(len(methods)), short, fontsize=8)
         panel.set_title(result["config"]["problem"]["title"], fontsize=9)
@@ -127,7 +127,7 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
 def draw_trade_off(results: Results, path: pathlib.Path) -> None:
   """Validation accuracy against both ratios over the grid; Figure 4 of the paper."""
   rows = -(-len(results) // 2)
-  with plots.figure(path, rows, 4, width=3.2, height=2.9) as axes:
+  with plots.figure(path, rows, 4, width=2.5, height=2.6) as axes:
     pairs = axes.reshape(-1, 2)
     for unused in pairs[len(results) :].flat:
       unused.set_axis_off()
@@ -147,7 +147,7 @@ def draw_trade_off(results: Results, path: pathlib.Path) -> None:
           )
         panel.set_title(result["config"]["problem"]["title"], fontsize=9)
         panel.set(xlabel=MEASURES[measure], ylim=(best - 0.045, best + 0.004))
-        panel.set_xlim(-0.03, 1.03)
+        panel.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
         panel.xaxis.set_major_formatter(plots.PercentFormatter(1.0))
         plots.percent_axis(panel, 0)
       panels[0].set_ylabel("validation accuracy")
@@ -169,7 +169,7 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
   """Test accuracy against updates, seed 0; Figure 5 of the paper."""
   columns = min(3, len(results))
   rows = -(-len(results) // columns)
-  with plots.figure(path, rows, columns, width=4.3, height=3.2) as axes:
+  with plots.figure(path, rows, columns, width=3.3, height=2.8) as axes:
     panels = axes.ravel()
     for panel in panels[len(results) :]:
       panel.set_axis_off()
@@ -232,7 +232,7 @@ def _draw_filter(panel: Axes, values: np.ndarray, limit: float) -> AxesImage:
 
 def draw_shapes(result: dict[str, Any], path: pathlib.Path) -> None:
   """Integrated TL1 with each a, on validation examples; Figure 7 of the paper."""
-  with plots.figure(path, 1, 3, width=4.2, height=3.3) as axes:
+  with plots.figure(path, 1, 3, width=3.4, height=3.0) as axes:
     points = result["methods"]["itl"]["by_a"]
     for panel, (measure, label) in zip(axes[0], MEASURES.items(), strict=True):
       for color, point in zip(plots.COLORS, points, strict=False):

@@ -57,14 +57,15 @@ def scaled(
   the median, over the median of that.
   """
   first = sets[0]
+  axes: int | tuple[int, ...] = 0
   if problem.name.startswith("sdd"):
     middle = np.median(first, axis=0)
     spread = np.median(np.abs(first - middle), axis=0)
     sets = tuple(np.arcsinh((x - middle) / spread) for x in sets)
-    mean, deviation = sets[0].mean(axis=0), sets[0].std(axis=0)
   else:
     sets = tuple(x.reshape(-1, *problem.shape) for x in sets)
-    mean, deviation = (f(sets[0], axis=(0, 1, 2)) for f in (np.mean, np.std))
+    axes = (0, 1, 2)
+  mean, deviation = (f(sets[0], axis=axes) for f in (np.mean, np.std))
   return [
     ((x - mean) / deviation).astype(np.float32).reshape(-1, *problem.shape)
     for x in sets
