@@ -1,6 +1,6 @@
 """The threshold of a proximal map from its step, and the step from the threshold."""
 
-from cases import CASES, CONSTRUCTORS
+from cases import CASES, CONSTRUCTORS, typical
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,7 @@ OWN = rvsm_jax.Penalty(
 )
 
 
-@every
+@pytest.mark.parametrize("case", typical(SEPARABLE), ids=str)
 def test_the_map_is_zero_up_to_the_threshold_and_not_above(case):
   threshold = rvsm_jax.threshold_for_step(case.penalty, STEPS)
   assert np.all(case.penalty.prox(threshold * (1 - 1e-5), STEPS) == 0)

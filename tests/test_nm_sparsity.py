@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+from helpers import in_part
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -48,7 +49,7 @@ def test_the_largest_of_each_block_and_of_equal_ones_the_first(nm, data):
   assert rvsm_jax.nm_sparsity(n, m).value(got) == 0
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+@pytest.mark.parametrize("axis", in_part([0, 1, 2, -1, -2, -3], 0, -2))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_axis_and_dtype(axis, dtype):
   with jax.enable_x64(dtype == "float64"):

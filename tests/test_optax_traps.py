@@ -73,7 +73,7 @@ def assert_close(got, expected, tolerance=1e-5):
 # Extra arguments, compilation, buffers
 
 
-@every_transformation
+@with_invariant(costly=True)
 def test_unexpected_arguments_and_no_second_compilation(case):
   tx, step, traces = compiled(case)
   assert isinstance(tx, optax.GradientTransformationExtraArgs)
@@ -492,7 +492,7 @@ def test_none_leaves_pass_through(case):
     assert jnp.any(updates["w"] != 0)
 
 
-@with_invariant("None")
+@with_invariant("None", costly=True)
 def test_a_leaf_without_gradient_has_no_update(case):
   """As eqx.filter_grad of a part of a module gives it; the rest is as if alone."""
   params = {"w": jnp.array([[1.0, -0.1]]), "frozen": jnp.array([[2.0, 0.01]])}

@@ -68,9 +68,7 @@ def training(name, traces):
   return train
 
 
-@pytest.mark.parametrize(
-  "name", in_part(TRANSFORMATIONS, "rvsm, a", "proximal adam", "admm")
-)
+@pytest.mark.parametrize("name", in_part(TRANSFORMATIONS, "rvsm, a", "proximal adam"))
 def test_a_path_is_traced_once_and_vmap_gives_what_the_loop_gives(name):
   traces = []
   one = jax.jit(training(name, traces))

@@ -176,7 +176,7 @@ def test_step_and_hyperparameters_may_be_arrays(case: Case):
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (2, 2, 3, 5)])
-@pytest.mark.parametrize("case", [c for c in CASES if c.groups], ids=str)
+@pytest.mark.parametrize("case", typical(c for c in CASES if c.groups), ids=str)
 def test_groups_are_independent(case: Case, shape: tuple[int, ...]):
   """One group after the other gives the same, so no group sees another."""
   if not case.any_shape and shape != SHAPE:

@@ -1,8 +1,8 @@
 """Sharded params: same numbers, same sharding, with and without jit."""
 
-from cases import CASES, RVSM, typical, with_invariant
+from cases import CASES, RVSM, TRANSFORMATIONS, typical, with_invariant
 import chex
-from helpers import both_axis_types
+from helpers import both_axis_types, in_part
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -21,6 +21,7 @@ SPECS = {
 }
 SHAPES = {"both": (8, 6), "conv": (1, 2, 4, 8), "bias": (8,), "replicated": (4, 4)}
 KERNELS = ("both", "conv")
+SHARDED = [c for c in TRANSFORMATIONS if c.has("sharding") and c.has("mask")]
 
 
 def mesh(axis_type):
@@ -120,7 +121,7 @@ def test_a_group_that_is_spread_over_devices_has_one_norm():
       np.testing.assert_allclose(jax.jit(penalty.value)(sharded), norms.sum(), 1e-6)
 
 
-@with_invariant("sharding", "mask", costly=True)
+@pytest.mark.parametrize("case", in_part(SHARDED, SHARDED[0]), ids=str)
 def test_auto_mesh_keeps_the_placement(case):
   tx = case.make(penalty=rvsm_jax.transformed_l1(0.5), mask=rvsm_jax.kernels)
   params, grads = arrays(0), arrays(1)

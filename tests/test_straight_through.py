@@ -94,10 +94,10 @@ def kernels(params):
   [
     ("l0", "float16"),
     ("l0", "float64"),
-    ("group_l0", "bfloat16"),
+    pytest.param("group_l0", "bfloat16", marks=pytest.mark.slow),
     pytest.param("cardinality", "bfloat16", marks=pytest.mark.slow),
     ("cardinality of all", "float32"),
-    ("a user's", "float32"),
+    pytest.param("a user's", "float32", marks=pytest.mark.slow),
   ],
 )
 def test_params_are_exactly_the_image_of_the_latent_weights(penalty, dtype):

@@ -86,7 +86,7 @@ class Forked:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-@pytest.mark.parametrize("number", in_part([4, 20], 4))
+@pytest.mark.parametrize("number", in_part([2, 20], 2))
 def test_kills_change_nothing(tmp_path, number):
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["tests.test_survival"])

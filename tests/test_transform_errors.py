@@ -2,7 +2,7 @@
 
 import re
 
-from cases import ALIASES, LR, RVSM, TRANSFORMATIONS
+from cases import ALIASES, LR, RVSM, TRANSFORMATIONS, typical
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +16,22 @@ PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 ROWS = (*TRANSFORMATIONS, *ALIASES)
 
 
-def rows(*arguments, mask=False):
-  """Parametrizes `case` over those that take all of these arguments."""
+def rows(*arguments, mask=False, costly=False):
+  """Parametrizes `case` over those that take all of these arguments.
+
+  If the test is `costly`, those that are not typical are slow.
+  """
   found = [
     case
     for case in ROWS
     if case.arguments.keys() >= set(arguments) and (case.has("mask") or not mask)
   ]
+  found = typical(found) if costly else found
   return pytest.mark.parametrize("case", found, ids=str)
 
 
 every = rows()
+typical_rows = rows(costly=True)
 with_penalty = rows("penalty")
 with_mask = rows(mask=True)
 
@@ -76,7 +81,7 @@ def test_numbers_of_another_type(case, value):
     assert repr(value) in str(raised.value)
 
 
-@every
+@typical_rows
 def test_good_numbers_of_every_kind_are_accepted(case):
   numbers = (1, 0.5, np.float64(0.5), np.array(0.5, np.float32), jnp.float32(0.5))
   for argument in (*case.numbers, *case.shares):
@@ -89,7 +94,7 @@ def test_good_numbers_of_every_kind_are_accepted(case):
       jax.eval_shape(lambda tx=tx: update(case, tx))
 
 
-@every
+@typical_rows
 def test_tracers_are_not_checked_but_used(case):
   names = (*case.numbers, *case.shares)
   got = jax.jit(lambda numbers: update(case, case.bare(**numbers))[0])(
@@ -187,7 +192,7 @@ def test_params_not_passed_to_update(case):
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
-@with_mask
+@rows(mask=True, costly=True)
 def test_params_that_are_not_real_name_the_leaf(case, dtype):
   params = {"embed": {"table": jnp.ones((2, 2), dtype)}, "w": jnp.ones(2)}
   with pytest.raises(TypeError, match="embed/table") as raised:
@@ -254,7 +259,7 @@ def test_masks_that_are_wrong(case):
         assert "False" in str(raised.value)
 
 
-@with_penalty
+@rows("penalty", costly=True)
 def test_groups_on_a_vector_name_the_leaf_and_the_remedy(case):
   penalty = rvsm_jax.group_lasso("in")
   with pytest.raises(ValueError, match="groups") as raised:
