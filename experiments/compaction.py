@@ -171,7 +171,7 @@ def grouped(task: Task, steps: int, share: float) -> optax.GradientTransformatio
   penalty = rvsm_jax.Penalty(
     lambda x: units(x).value(x), lambda x, step: units(x).prox(x, step)
   )
-  optimizer = task.optimizer(task.rate(steps))
+  optimizer = task.optimizer(steps)
   return rvsm_jax.target_sparsity(
     lambda lam: rvsm_jax.straight_through(optimizer, penalty, step=lam, mask=mask),
     ramp,
@@ -194,7 +194,7 @@ def _networks(
 
   def fitted(name: str, tx: optax.GradientTransformation) -> tuple[Any, float]:
     file = run.directory / f"{task.name}-{name}.safetensors"
-    graph, params = nnx.split(task.network(nnx.Rngs(params=0)))
+    graph, params = nnx.split(task.network_of(nnx.Rngs(params=0)))
     if file.exists():
       params = export.load(file, params)
     else:
@@ -203,9 +203,9 @@ def _networks(
       export.save(file, params)
     return params, evaluate(graph, params)[1]
 
-  found = {"dense": fitted("dense", task.optimizer(task.rate(steps)))}
+  found = {"dense": fitted("dense", task.optimizer(steps))}
   for share in _SINGLE[task.name]:
-    tx = rvsm_jax.sparsify(task.optimizer(task.rate(steps)), share, steps=steps)
+    tx = rvsm_jax.sparsify(task.optimizer(steps), share, steps=steps)
     found[f"single zeros, {share:.0%}"] = fitted(f"single-{share:g}", tx)
   for share in _GROUPED[task.name]:
     name = f"whole units, {share:.0%}, compacted"
@@ -240,8 +240,7 @@ def trained(
       }
   folder = places.report("compaction", runs)
   result = results.result("compaction", {}, None, tasks=found)
-  results.write_json(folder / "trained.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "trained.json", result, rebuild)
 
 
 def _compared(
@@ -249,7 +248,7 @@ def _compared(
 ) -> dict[str, Any]:
   """Sizes, times for a batch and test results; those with groups are compacted."""
   evaluate = tasks.evaluator(task, data.test)
-  x = jnp.asarray(data.test.x[: 256 if task.unit == "%" else 16])
+  x = jnp.asarray(data.test.x[: 256 if not task.in_nats else 16])
   dense, rows = tasks.plain(task, networks["dense"][0]), {}
   for name, (params, validated) in networks.items():
     model = tasks.plain(task, params)
@@ -289,17 +288,15 @@ def main(places: cli.Common) -> None:
     results.console.print(f"{name}: {found[name]}")
   folder = places.report("compaction", places.run("compaction"))
   result = results.result("compaction", {}, None, networks=found)
-  results.write_json(folder / "compaction.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "compaction.json", result, rebuild)
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their paths."""
   pages = {"compaction": _page, "trained": _page_of_trained}
   return [
-    results.write_atomically(folder / f"{name}.md", page(results.read(file)))
-    for name, page in pages.items()
-    if (file := folder / f"{name}.json").exists()
+    results.write_atomically(folder / f"{name}.md", pages[name](result))
+    for name, result in results.read_all(folder, pages).items()
   ]
 
 

@@ -242,8 +242,7 @@ def main(
     "export", config, None, sizes=sizes(config), products=products(config)
   )
   folder = places.report("export", places.run("export"))
-  results.write_json(folder / "export.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "export.json", result, rebuild)
 
 
 if __name__ == "__main__":

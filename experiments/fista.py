@@ -483,8 +483,7 @@ def main(
       "fista", config, None, problems=problems(config), paths=paths(config)
     )
   folder = places.report("fista", places.run("fista"))
-  results.write_json(folder / "fista.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "fista.json", result, rebuild)
 
 
 if __name__ == "__main__":

@@ -364,8 +364,7 @@ def main(
       vmap=uses_vmap(vmap),
       paths=run.once("paths", lambda: accuracies(config, data, vmap)),
     )
-  results.write_json(folder / "paths.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "paths.json", result, rebuild)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def cut_at(penalty: rvsm_jax.Penalty, when: int) -> optax.GradientTransformation
 
 def optimizers(task: Task, steps: int) -> dict[str, optax.GradientTransformation]:
   """What is trained with, by the name of the method and the pattern."""
-  optimizer = lambda: task.optimizer(task.rate(steps))  # noqa: E731
+  optimizer = functools.partial(task.optimizer, steps)
   made = {"dense": optimizer()}
   for pattern, penalty in PATTERNS.items():
     made[f"cut and tuned, {pattern}"] = optax.chain(
@@ -198,7 +198,7 @@ def page(found: Mapping[str, dict[str, Any]]) -> str:
       [method, *(_cell(task, networks, f"{method}, {p}") for p in PATTERNS)]
       for method in ("cut once", "cut and tuned", "straight-through")
     ]
-    accuracy = task.unit == "%"
+    accuracy = not task.in_nats
     seeds, epochs = result["config"]["seeds"], result["config"]["epochs"]
     parts += [
       f"## {task.title}",
@@ -219,7 +219,7 @@ def page(found: Mapping[str, dict[str, Any]]) -> str:
 def _cell(task: Task, networks: Mapping[str, list[Any]], network: str) -> str:
   if network not in networks:
     return "–"
-  accuracy = task.unit == "%"
+  accuracy = not task.in_nats
   key, factor, digits = ("accuracy", 100.0, 2) if accuracy else ("loss", 1.0, 3)
   values = factor * np.array([one[key] for one in networks[network]])
   return tables.with_error(values, digits)
@@ -227,12 +227,8 @@ def _cell(task: Task, networks: Mapping[str, list[Any]], network: str) -> str:
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table of the results in a folder, and returns its path."""
-  found = {
-    name: results.read(file)
-    for name in TASKS
-    if (file := folder / f"{name}.json").exists()
-  }
-  return [results.write_atomically(folder / "two_of_four.md", page(found))]
+  text = page(results.read_all(folder, TASKS))
+  return [results.write_atomically(folder / "two_of_four.md", text)]
 
 
 if __name__ == "__main__":

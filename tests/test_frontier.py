@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.core import measure, results
+from experiments.core import measure, results, tasks
 from experiments.core.run import Run
 from experiments.core.training import Data, Examples
 from experiments.frontier import config as configs
 from experiments.frontier import report, train
 import rvsm_jax
 
-TASK = configs.Task("digits", "DIGITS", (6, 16, 3), 1.0, 20, 20, 0.2)
+TASK = tasks.Task("digits", "DIGITS", (6, 16, 3), 1.0, 20, 20, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_the_report_calls_equal_what_is_within_a_standard_error(tmp_path):
 def test_trainings_one_by_one_are_those_at_once(data, tmp_path, monkeypatch):
   with Run(tmp_path / "at once", config("rvsm-l0")) as run:
     at_once = train.train(config("rvsm-l0"), data, run)
-  monkeypatch.setattr(configs.Task, "at_once", False)
+  monkeypatch.setattr(tasks.Task, "at_once", False)
   with Run(tmp_path / "one by one", config("rvsm-l0")) as run:
     one_by_one = train.train(config("rvsm-l0"), data, run)
   for pair in zip(at_once["finals"], one_by_one["finals"], strict=True):
@@ -181,7 +181,7 @@ def test_a_large_task_has_the_methods_that_matter():
 
 def test_the_dense_network_is_trained_once_for_all_shares(data, tmp_path, monkeypatch):
   task = dataclasses.replace(TASK, network="perceptron", epochs=2)
-  monkeypatch.setattr(configs.Task, "at_once", property(lambda task: False))
+  monkeypatch.setattr(tasks.Task, "at_once", property(lambda task: False))
   one = dataclasses.replace(config("cut"), task=task)
   starts = []
   create = train.initial_params

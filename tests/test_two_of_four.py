@@ -16,7 +16,7 @@ WIDTH, HEADS, SIZE = 160, 5, 32
 
 def test_four_weights_are_those_of_one_sum():
   task = tasks.TASKS["text"]
-  params = nnx.state(nnx.eval_shape(lambda: task.network(nnx.Rngs(0))), nnx.Param)
+  params = nnx.state(nnx.eval_shape(lambda: task.network_of(nnx.Rngs(0))), nnx.Param)
   attention, up = params["blocks"][0]["attention"], params["blocks"][0]["up"]
   kernels = {
     (WIDTH, HEADS, SIZE): attention["query"]["kernel"],
@@ -28,7 +28,7 @@ def test_four_weights_are_those_of_one_sum():
 
 
 def test_a_first_layer_of_one_channel_stays_dense():
-  network = tasks.TASKS["fashion_mnist"].network
+  network = tasks.TASKS["fashion_mnist"].network_of
   params = nnx.state(nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param)
   picked = two_of_four.chosen(params)
   kernels = [picked["conv"][k]["kernel"] for k in range(3)]
@@ -59,18 +59,7 @@ def test_a_cut_in_mid_training_keeps_its_zeros(pattern):
 
 @pytest.mark.slow
 def test_all_methods_end_with_half_of_the_weights():
-  task = tasks.Task(
-    "fashion_mnist",
-    "small",
-    "%",
-    lambda rngs: nnx.Sequential(
-      nnx.Linear(8, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 3, rngs=rngs)
-    ),
-    lambda steps: optax.cosine_onecycle_schedule(steps, 0.1),
-    lambda rate: optax.sgd(rate, 0.9, nesterov=True),
-    3,
-    10,
-  )
+  task = tasks.Task("fashion_mnist", "small", (8, 16, 3), 1.0, 3, 10, 0.1)
   rng = np.random.default_rng(0)
   y = rng.integers(0, 3, 60).astype(np.int32)
   x = np.eye(8, dtype=np.float32)[y] + 0.1 * rng.normal(size=(60, 8)).astype("f")

@@ -6,20 +6,14 @@ from typing import Any
 
 from experiments.core import results, tables
 
-_FILES = ("tpu.json", "cuda.json")
-
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their path."""
-  found = [results.read(folder / name) for name in _FILES if (folder / name).exists()]
-  files = []
-  if found:
-    path = folder / "accelerators.md"
-    files.append(results.write_atomically(path, _page(found)))
-  if (folder / "scale.json").exists():
-    text = _scale(results.read(folder / "scale.json"))
-    files.append(results.write_atomically(folder / "scale.md", text))
-  return files
+  found = results.read_all(folder, ("tpu", "cuda", "scale"))
+  scale = found.pop("scale", None)
+  texts = {"accelerators": _page([*found.values()])} if found else {}
+  texts |= {"scale": _scale(scale)} if scale else {}
+  return [results.write_atomically(folder / f"{n}.md", t) for n, t in texts.items()]
 
 
 def _page(found: Sequence[dict[str, Any]]) -> str:

@@ -46,11 +46,7 @@ def write(directory: pathlib.Path) -> list[pathlib.Path]:
   Returns:
     The paths of what was written.
   """
-  results = {
-    name: results_.read(directory / f"{name}.json")
-    for name in configs.ROWS
-    if (directory / f"{name}.json").exists()
-  }
+  results = results_.read_all(directory, configs.ROWS)
   if not results:
     return []
   text = markdown(results)
@@ -245,8 +241,9 @@ def _protocol(settings: configs.Settings) -> str:
     f" {settings.seed}. RVSM without a target sparsity has the paper's lambda, beta and"
     " order (Algorithm 1). Target sparsities hold for all kernels together and rise by"
     " the cubic ramp of Zhu & Gupta (2017), up to half of the training for all methods"
-    " alike, from 10% of it, or, for `sparsify`, from its beginning; beta times the"
-    f" learning rate is {configs.PULL:g}. Nothing was searched here."
+    " alike, from 10% of it, or, for the `sparsify` of before November 26, 2026, from"
+    f" its beginning; beta times the learning rate is {configs.PULL:g}. Nothing was"
+    " searched here."
   )
 
 

@@ -70,5 +70,4 @@ def main(
     inside=inside,
     outside=outside,
   )
-  results.write_json(folder / "convergence.json", result)
-  results.show(rebuild(folder))
+  results.publish(folder / "convergence.json", result, rebuild)

@@ -7,7 +7,7 @@ and `w_cut`; `zeros`, the share of exact zeros among the weights that are made s
 and `zeros_all`, among all.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import json
@@ -42,6 +42,16 @@ def show(files: Sequence[pathlib.Path]) -> None:
   """Prints the first of these files, a report, and says which were written."""
   console.print(files[0].read_text(encoding="utf-8"), markup=False)
   announce(files)
+
+
+def publish(
+  file: pathlib.Path,
+  result: Mapping[str, Any],
+  rebuild: Callable[[pathlib.Path], Sequence[pathlib.Path]],
+) -> None:
+  """Writes a result, and the report of its folder, which is printed."""
+  write_json(file, result)
+  show(rebuild(file.parent))
 
 
 def result(
@@ -86,6 +96,12 @@ def read(file: pathlib.Path) -> dict[str, Any]:
   if missing:
     raise ValueError(f"{file} lacks {', '.join(missing)}: run the experiment again.")
   return found
+
+
+def read_all(folder: pathlib.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """The results of these names that a folder has."""
+  files = {name: folder / f"{name}.json" for name in names}
+  return {name: read(file) for name, file in files.items() if file.exists()}
 
 
 def stored(file: pathlib.Path, config: Any) -> dict[str, Any] | None:

@@ -54,6 +54,16 @@ def plain_forward(graph: nnx.GraphDef) -> Forward:
   return lambda params, extra, x: (nnx.merge(graph, params)(x), extra)
 
 
+def padded(examples: Examples, size: int) -> Examples:
+  """So many examples: those, and others that do not count."""
+
+  def filled(array: NDArray, value: int) -> NDArray:
+    rest = (0, size - len(array)), *((0, 0),) * (array.ndim - 1)
+    return np.pad(array, rest, constant_values=value)
+
+  return Examples(filled(examples.x, 0), filled(examples.y, -1))
+
+
 def cropped(images: jax.Array, corners: jax.Array, margin: int) -> jax.Array:
   """Windows of images (n, h, w, c) of their own size, out of a margin of zeros.
 
@@ -334,10 +344,7 @@ def evaluator(
 ) -> Callable[..., tuple[float, float]]:
   """A function from params, and what else there is, to mean loss and accuracy."""
   count = examples.y.size
-  padding = -len(examples.y) % batch_size
-  x = np.concatenate([examples.x, np.zeros_like(examples.x[:1]).repeat(padding, 0)])
-  nothing = np.full((padding, *examples.y.shape[1:]), -1, np.int32)
-  y = np.concatenate([examples.y, nothing])
+  x, y = padded(examples, -(-len(examples.y) // batch_size) * batch_size)
 
   @jax.jit
   def sums(params: Any, extra: Any, x: jax.Array, y: jax.Array) -> Any:

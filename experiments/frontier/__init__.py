@@ -3,6 +3,7 @@
 import dataclasses
 
 from experiments.core import backend, cli, results
+from experiments.core import tasks as tasks_
 from experiments.core.run import Run
 from experiments.frontier import config as configs
 from experiments.frontier import train
@@ -38,7 +39,7 @@ def main(
   for task in (configs.TASKS[name] for name in tasks):
     if places.quick:
       task = dataclasses.replace(task, epochs=5)
-    data = train.load_data(task, places.data_dir, places.source)
+    data = tasks_.load(task, places.data_dir, places.source)
     for name in methods or configs.methods_of(task):
       config = configs.config_of(task, name)
       if places.quick:

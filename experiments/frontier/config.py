@@ -2,90 +2,17 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from experiments.core import methods
 from experiments.core.methods import Make, Setting
+from experiments.core.tasks import Task
 import rvsm_jax
 
 SHARES = (0.80, 0.90, 0.95, 0.98, 0.99)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A data set, its network, and how it is trained, the same by all methods.
-
-  Attributes:
-    name: of the data set.
-    title: what tables call it.
-    sizes: of the layers of a perceptron; or the channels of the convolutions of a CNN,
-      each with pooling, and then the sizes of its two dense layers; or the width,
-      heads, neurons of an MLP and blocks of a transformer. Those of "curves" are fixed.
-    scale: the largest value of an input.
-    epochs: passes over the training examples.
-    batch_size: examples per step.
-    learning_rate: the peak of one cycle, of SGD with momentum or, for a transformer,
-      of AdamW.
-    momentum: Nesterov's, or AdamW's first.
-    network: which.
-    train_size: only so many training examples, the first; 0 takes all.
-  """
-
-  name: str
-  title: str
-  sizes: tuple[int, ...]
-  scale: float
-  epochs: int
-  batch_size: int
-  learning_rate: float
-  momentum: float = 0.9
-  network: Literal["perceptron", "cnn", "curves", "transformer"] = "perceptron"
-  train_size: int = 0
-
-  @property
-  def at_once(self) -> bool:
-    """Whether one program does all trainings: convolutions are slow that way."""
-    return self.network == "perceptron"
-
-  @property
-  def searched(self) -> bool:
-    """Whether a training is short enough for a search of the hyperparameters."""
-    return self.network in ("perceptron", "cnn")
-
-  @property
-  def in_nats(self) -> bool:
-    """Whether the test loss is reported instead of the accuracy."""
-    return self.network == "transformer"
-
-  @property
-  def described(self) -> str:
-    """The network, for a sentence."""
-    if self.network == "curves":
-      return "The network of Xue & Xin"
-    names = {"perceptron": "Perceptron", "cnn": "CNN", "transformer": "Transformer"}
-    return f"{names[self.network]} {'-'.join(map(str, self.sizes))}"
-
-  def setting(self, steps: int, share: Any, value: Any) -> Setting:
-    """What the optimizer depends on, for so many updates."""
-    adam = self.network == "transformer"
-    rate = optax.cosine_onecycle_schedule(
-      steps, self.learning_rate, pct_start=0.1 if adam else 0.3
-    )
-    decay = 0.1 if adam else 0.0
-    return Setting(rate, self.momentum, steps, share, value, decay, adam)
-
-  @property
-  def trained(self) -> str:
-    """The optimizer, for a sentence."""
-    if self.network == "transformer":
-      return f"AdamW, one cycle with peak {self.learning_rate:g}, weight decay 0.1"
-    return (
-      f"SGD with Nesterov momentum {self.momentum:g}, one cycle with peak"
-      f" {self.learning_rate:g}"
-    )
 
 
 TASKS = {
@@ -263,14 +190,19 @@ _LARGE = {
 }
 
 
+def _searched(task: Task) -> bool:
+  """Whether a training is short enough for a search of the hyperparameters."""
+  return task.network in ("perceptron", "cnn")
+
+
 def methods_of(task: Task) -> tuple[str, ...]:
   """The names of the methods that are compared on a task."""
-  return tuple(METHODS if task.searched else _LARGE)
+  return tuple(METHODS if _searched(task) else _LARGE)
 
 
 def config_of(task: Task, method: str) -> Config:
   """What a method is trained with on a task."""
-  if task.searched:
+  if _searched(task):
     return Config(task, method, METHODS[method].values)
   return Config(task, method, (_LARGE[method],), (0.9, 0.95, 0.98), seeds=2)
 

@@ -8,19 +8,16 @@ import numpy as np
 
 from experiments.core import plots, results
 from experiments.core.tables import table
-from experiments.frontier.config import METHODS, TASKS, Task, score
+from experiments.core.tasks import Task
+from experiments.frontier.config import METHODS, TASKS, score
 
 Found = Mapping[str, dict[str, Any]]
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes `tables.md` and a picture for each task whose results are in a folder."""
-  tasks: dict[str, dict[str, dict[str, Any]]] = {}
-  for task in TASKS:
-    for name in METHODS:
-      file = folder / task / f"{name}.json"
-      if file.exists():
-        tasks.setdefault(task, {})[name] = results.read(file)
+  found = {task: results.read_all(folder / task, METHODS) for task in TASKS}
+  tasks = {task: methods for task, methods in found.items() if methods}
   files = [results.write_atomically(folder / "tables.md", markdown(tasks))]
   for task, found in tasks.items():
     files.append(folder / f"{task}.png")

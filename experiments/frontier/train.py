@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -11,48 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import datasets
 from experiments.core import measure, results, training
 from experiments.core.run import Run
+from experiments.core.tasks import Task
 from experiments.core.training import Data, Examples
-from experiments.datasets import text
 from experiments.frontier import config as configs
-from experiments.networks.cnn import CNN
-from experiments.networks.curves import CurvesCNN
-from experiments.networks.perceptron import perceptron
-from experiments.networks.transformer import Transformer
-
-
-def load_data(
-  task: configs.Task, data_dir: pathlib.Path | None, source: pathlib.Path | None
-) -> Data:
-  """The examples, with inputs in [0, 1]; see `datasets.load`."""
-
-  def load(split: str) -> Examples:
-    x, y = datasets.load(task.name, split, data_dir, source)
-    if split == "train" and task.train_size:
-      x, y = x[: task.train_size], y[: task.train_size]
-    # Characters stay integers.
-    return Examples(x if task.in_nats else x.astype(np.float32) / task.scale, y)
-
-  return Data(load("train"), load("test"))
-
-
-def network(task: configs.Task, rngs: nnx.Rngs) -> nnx.Module:
-  """The network of a task before training."""
-  if task.network == "perceptron":
-    return perceptron(task.sizes, rngs)
-  if task.network == "curves":
-    return CurvesCNN(rngs=rngs)
-  if task.network == "transformer":
-    width, heads, neurons, blocks = task.sizes
-    sizes = {"width": width, "heads": heads, "hidden": neurons, "blocks": blocks}
-    return Transformer(len(text.ALPHABET), text.CONTEXT, **sizes, rngs=rngs)
-  *convolutions, hidden, classes = task.sizes
-  pooled = range(len(convolutions))
-  return CNN(
-    (28, 28, 1), convolutions, pooled, (hidden, classes), fused=True, rngs=rngs
-  )
 
 
 def split(config: configs.Config, data: Data) -> tuple[np.ndarray, Examples]:
@@ -63,15 +25,15 @@ def split(config: configs.Config, data: Data) -> tuple[np.ndarray, Examples]:
   return order[size:], Examples(data.train.x[order[:size]], data.train.y[order[:size]])
 
 
-def initial_params(task: configs.Task, seed: int) -> nnx.State:
+def initial_params(task: Task, seed: int) -> nnx.State:
   """The weights before training: a function of the seed alone."""
-  return nnx.state(network(task, nnx.Rngs(params=seed)), nnx.Param)
+  return nnx.state(task.network_of(nnx.Rngs(params=seed)), nnx.Param)
 
 
 def trainer(config: configs.Config, steps: int) -> training.Trainer:
   """What trains the network with any share of zeros and hyperparameter."""
   task = config.task
-  graph = nnx.graphdef(nnx.eval_shape(lambda: network(task, nnx.Rngs(0))))
+  graph = nnx.graphdef(nnx.eval_shape(lambda: task.network_of(nnx.Rngs(0))))
   method = configs.METHODS[config.method]
   return training.Trainer(
     training.plain_forward(graph),

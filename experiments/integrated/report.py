@@ -39,11 +39,7 @@ def rebuild(directory: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     FileNotFoundError: if there is no result.
   """
-  results = {
-    name: results_.read(directory / f"{name}.json")
-    for name in configs.PROBLEMS
-    if (directory / f"{name}.json").exists()
-  }
+  results = results_.read_all(directory, configs.PROBLEMS)
   if not results:
     raise FileNotFoundError(
       f"{directory} has no result: start `python -m experiments integrated`."
@@ -351,14 +347,8 @@ def table_3(result: dict[str, Any]) -> str:
         f"{mean(result, name, 'accuracy'):.4f}",
       ]
     )
-  header = [
-    "DIGITS",
-    "paper: neurons removed",
-    "ours",
-    "paper: zero connections",
-    "ours",
-  ]
-  header += ["ours: accuracy"]
+  header = ["DIGITS", "paper: neurons removed", "ours"]
+  header += ["paper: zero connections", "ours", "ours: accuracy"]
   group, tl1, both = (found[name] for name in ("group", "tl1", "itl"))
   checks = {
     "group sparsity removes neurons and leaves the other connections dense": (

@@ -57,15 +57,15 @@ def scaled(
   the median, over the median of that.
   """
   first = sets[0]
+  axes: int | tuple[int, ...] = 0
   if problem.name.startswith("sdd"):
     middle = np.median(first, axis=0)
     spread = np.median(np.abs(first - middle), axis=0)
     sets = tuple(np.arcsinh((x - middle) / spread) for x in sets)
-  if problem.name.startswith("sdd"):
-    mean, deviation = sets[0].mean(axis=0), sets[0].std(axis=0)
   else:
     sets = tuple(x.reshape(-1, *problem.shape) for x in sets)
-    mean, deviation = (f(sets[0], axis=(0, 1, 2)) for f in (np.mean, np.std))
+    axes = (0, 1, 2)
+  mean, deviation = (f(sets[0], axis=axes) for f in (np.mean, np.std))
   return [
     ((x - mean) / deviation).astype(np.float32).reshape(-1, *problem.shape)
     for x in sets
@@ -96,19 +96,13 @@ def splits(config: configs.Config, data: Data) -> tuple[Split, Split]:
   validation = Examples(data.train.x[held], data.train.y[held])
   # Both padded to the same size, so that one compiled program serves both.
   most = max(size, len(data.test.y))
+
+  def held_out(examples: Examples) -> Examples:
+    return Examples(*map(jnp.asarray, training.padded(examples, most)))
+
   return (
-    Split(examples, searched, _padded(validation, most)),
-    Split(examples, order, _padded(data.test, most)),
-  )
-
-
-def _padded(examples: Examples, size: int) -> Examples:
-  x, y = examples
-  padding = size - len(y)
-  zeros = np.zeros((padding, *x.shape[1:]), x.dtype)
-  labels = np.full(padding, -1, y.dtype)
-  return Examples(
-    jnp.asarray(np.concatenate([x, zeros])), jnp.asarray(np.concatenate([y, labels]))
+    Split(examples, searched, held_out(validation)),
+    Split(examples, order, held_out(data.test)),
   )
 
 
