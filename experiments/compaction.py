@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments import datasets
-from experiments.core import backend, cli, results, tables, tasks, timing
+from experiments.core import backend, cli, results, tables, tasks, timing, training
 from experiments.core.run import Run
 from experiments.core.tasks import TASKS, Task
 from experiments.core.training import Data, Examples
@@ -134,19 +134,13 @@ def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
   tx = rvsm_jax.proximal_sgd(
     0.1, rvsm_jax.group_lasso(), lam=lam, mask=rvsm_jax.kernels
   )
-  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-
-  @nnx.jit
-  def step(model: nnx.Sequential, optimizer: nnx.Optimizer, batch: jax.Array) -> None:
-    def loss(model: nnx.Sequential) -> jax.Array:
-      logits = model(x[batch] / 16)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, y[batch]).mean()
-
-    optimizer.update(model, nnx.grad(loss)(model))
-
-  rng = np.random.default_rng(0)
+  graph, params = nnx.split(model)
+  trainer = training.Trainer(training.plain_forward(graph), lambda _: tx)
+  step = trainer.compiled(Examples(x / 16, y), whole_epochs=False)
+  state, rng = trainer.init(params), np.random.default_rng(0)
   for _ in range(steps):
-    step(model, optimizer, jnp.asarray(rng.integers(0, len(x), 64)))
+    state = step.call(state, rng.integers(0, len(x), 64))
+  nnx.update(model, state.params)
 
 
 # A CNN of twice the width: one with few channels is bound by what does not shrink.

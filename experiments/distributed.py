@@ -112,12 +112,8 @@ def load(mesh: Mesh, data_dir: pathlib.Path | None) -> Data:
   x, y = datasets.load("digits", "train", data_dir)
   test_x, test_y = datasets.load("digits", "test", data_dir)
   x, test_x = (pixels.astype(np.float32) / 16 for pixels in (x, test_x))
-  padding = -len(test_x) % mesh.size
-  held = Examples(
-    spread(mesh, np.pad(test_x, ((0, padding), (0, 0)))),
-    spread(mesh, np.pad(test_y, (0, padding), constant_values=-1)),
-  )
-  return Data(Examples(x, y), held)
+  test = training.padded(Examples(test_x, test_y), mesh.size)
+  return Data(Examples(x, y), Examples(*(spread(mesh, part) for part in test)))
 
 
 def train(

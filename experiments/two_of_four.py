@@ -152,9 +152,7 @@ def main(
       config = Config(name, 1, 1)
     data = tasks.load(task, places.data_dir, places.source)
     with Run(runs / name, config) as run:
-      networks = _trained(
-        task, data, config, methods or tuple(optimizers(task, 1)), run
-      )
+      networks = _trained(task, data, config, methods, run)
     result = results.result(
       *("two_of_four", config, None),
       note=datasets.note(name, *data.test),

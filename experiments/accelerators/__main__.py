@@ -1,7 +1,6 @@
 """`python -m experiments.accelerators` is `python -m experiments accelerators`."""
 
-import sys
+from experiments import accelerators
+from experiments.core import cli
 
-from experiments.__main__ import main
-
-main("accelerators", *sys.argv[1:])
+cli.run("accelerators", accelerators.COMMANDS)

@@ -1,7 +1,7 @@
 """What is compiled."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.accelerators import scale, transformer, updates
 
@@ -28,20 +28,14 @@ class Config:
 
 
 CUDA = Config("cuda", all_for=("H100",), some_for=("A100", "RTX 4090"))
+_FEW: dict[str, Any] = {
+  "all_for": (),
+  "dtypes": ("float32",),
+  "subjects": ("sgd", *updates.PROMISED),
+}
 QUICK = {
-  "tpu": Config(
-    all_for=(),
-    some_for=("v5e", "v5e:2x2"),
-    dtypes=("float32",),
-    subjects=("sgd", *updates.PROMISED),
-  ),
-  "cuda": Config(
-    "cuda",
-    all_for=(),
-    some_for=("H100",),
-    dtypes=("float32",),
-    subjects=("sgd", *updates.PROMISED),
-  ),
+  "tpu": dataclasses.replace(Config(), some_for=("v5e", "v5e:2x2"), **_FEW),
+  "cuda": dataclasses.replace(CUDA, some_for=("H100",), **_FEW),
 }
 
 

@@ -8,22 +8,10 @@ import math
 import re
 from typing import Any, NamedTuple
 
-_BITS = {
-  "pred": 8,
-  "s8": 8,
-  "u8": 8,
-  "s16": 16,
-  "u16": 16,
-  "f16": 16,
-  "bf16": 16,
-  "s32": 32,
-  "u32": 32,
-  "f32": 32,
-  "s64": 64,
-  "u64": 64,
-  "f64": 64,
+_BYTES = {"pred": 1, "bf16": 2} | {
+  f"{kind}{8 * size}": size for kind in "suf" for size in (1, 2, 4, 8)
 }
-_ARRAY = re.compile(r"\b(" + "|".join(_BITS) + r")\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*?)\)")
 _FREE = {
   "parameter",
@@ -112,7 +100,7 @@ def passes(text: str) -> tuple[int, int, int]:
       continue
     name, types, kind, arguments = found.groups()
     sizes[name] = sum(
-      _BITS[dtype] // 8 * _entries(dims) for dtype, dims in _ARRAY.findall(types)
+      _BYTES[dtype] * _entries(dims) for dtype, dims in _ARRAY.findall(types)
     )
     if kind == "parameter":
       largest = max(largest, sizes[name])

@@ -6,6 +6,16 @@ from typing import Any
 
 from experiments.core import results, tables
 
+_SENT: tables.Columns = {
+  "update": "{update}",
+  "chips": "{target}",
+  "dtype": "{dtype}",
+  "sent": lambda row: ", ".join(
+    f"{n} {kind}" for kind, n in row["collectives"].items()
+  ),
+  "largest, entries": "{sent_entries:,}",
+}
+
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the tables of the results in a folder, and returns their path."""
@@ -41,7 +51,7 @@ def _page(found: Sequence[dict[str, Any]]) -> str:
       "## What the update sends",
       "Of the weights each chip has rows, so that every column, a group, is split."
       " What is not in the table sends nothing.",
-      _sent([row for row in rows if row["collectives"]]),
+      tables.of_rows(_SENT, (row for row in rows if row["collectives"])),
     ]
   return "\n\n".join(parts) + "\n"
 
@@ -93,22 +103,6 @@ def _times(rows: Sequence[dict[str, Any]]) -> str:
     [
       [name, *(cell(name, column) for column in columns)]
       for name in _names(rows, "update")
-    ],
-  )
-
-
-def _sent(rows: Sequence[dict[str, Any]]) -> str:
-  return tables.table(
-    ["update", "chips", "dtype", "sent", "largest, entries"],
-    [
-      [
-        row["update"],
-        row["target"],
-        row["dtype"],
-        ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items()),
-        f"{row['sent_entries']:,}",
-      ]
-      for row in rows
     ],
   )
 

@@ -1,7 +1,6 @@
 """`python -m experiments.cifar` is `python -m experiments cifar`."""
 
-import sys
+from experiments import cifar
+from experiments.core import cli
 
-from experiments.__main__ import main
-
-main("cifar", *sys.argv[1:])
+cli.run("cifar", cifar.main)

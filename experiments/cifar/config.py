@@ -17,8 +17,6 @@ PULL = 0.3
 SMOOTHING = 0.1
 
 Network = Literal["vgg16", "resnet18"]
-
-
 Method = Literal["sgd", "rvsm", "admm", "pruning", "straight_through", "sparsify"]
 
 

@@ -1,7 +1,6 @@
 """`python -m experiments.convergence` is `python -m experiments convergence`."""
 
-import sys
+from experiments import convergence
+from experiments.core import cli
 
-from experiments.__main__ import main
-
-main("convergence", *sys.argv[1:])
+cli.run("convergence", convergence.main)

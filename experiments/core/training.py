@@ -54,12 +54,13 @@ def plain_forward(graph: nnx.GraphDef) -> Forward:
   return lambda params, extra, x: (nnx.merge(graph, params)(x), extra)
 
 
-def padded(examples: Examples, size: int) -> Examples:
-  """So many examples: those, and others that do not count."""
+def padded(examples: Examples, divisor: int) -> Examples:
+  """A multiple of so many examples; those added are zeros, and do not count."""
+  more = -len(examples.y) % divisor
 
-  def filled(array: NDArray, value: int) -> NDArray:
-    rest = (0, size - len(array)), *((0, 0),) * (array.ndim - 1)
-    return np.pad(array, rest, constant_values=value)
+  def filled(array: Any, value: int) -> np.ndarray:
+    widths = [(0, more), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(array, widths, constant_values=value)
 
   return Examples(filled(examples.x, 0), filled(examples.y, -1))
 
@@ -344,7 +345,7 @@ def evaluator(
 ) -> Callable[..., tuple[float, float]]:
   """A function from params, and what else there is, to mean loss and accuracy."""
   count = examples.y.size
-  x, y = padded(examples, -(-len(examples.y) // batch_size) * batch_size)
+  x, y = padded(examples, batch_size)
 
   @jax.jit
   def sums(params: Any, extra: Any, x: jax.Array, y: jax.Array) -> Any:

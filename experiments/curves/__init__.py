@@ -71,7 +71,7 @@ def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   ]
 
 
-COMMANDS = {
+COMMANDS: dict[str, cli.Command] = {
   "": main,
   "draw": small.draw,
   "predict": predict.main,

@@ -1,7 +1,6 @@
 """`python -m experiments.curves` is `python -m experiments curves`."""
 
-import sys
+from experiments import curves
+from experiments.core import cli
 
-from experiments.__main__ import main
-
-main("curves", *sys.argv[1:])
+cli.run("curves", curves.COMMANDS)

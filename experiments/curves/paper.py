@@ -41,7 +41,6 @@ TABLES = {
   ),
 }
 
-
 # Shares below 1e-2, 1e-3, 1e-4, 1e-5 and 1e-10, and accuracy, by a and algorithm.
 TABLE_3 = {
   (0.01, "RVSM"): (99.7, 96.0, 91.3, 88.6, 84.9, 99.5),

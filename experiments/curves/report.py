@@ -36,10 +36,7 @@ def write(
   results.write_atomically(files[".md"], markdown(result))
   draw_training(result, files["-training.png"])
   draw_weights(result, files["-weights.png"])
-  wrong = []
-  if result.get("mistakes"):
-    wrong = [directory / f"{name}-mistakes.png"]
-    draw_mistakes(result["mistakes"], wrong[0])
+  wrong = draw_mistakes(result, directory / f"{name}-mistakes.png")
   samples = directory / f"{source}-samples.png"
   if images is None:
     draw_own_samples(source, samples)
@@ -196,12 +193,18 @@ def mistakes(result: dict[str, Any]) -> str:
   return f"{table(header, rows)}\n\n"
 
 
-def draw_mistakes(found: Sequence[dict[str, Any]], file: pathlib.Path) -> None:
-  """Up to 12 pictures of each part that are wrong, as the network sees them."""
+def draw_mistakes(result: dict[str, Any], file: pathlib.Path) -> list[pathlib.Path]:
+  """Up to 12 pictures of each part that are wrong, as the network sees them.
+
+  Returns:
+    The file, unless there are none.
+  """
   parts: dict[str, list[dict[str, Any]]] = {}
-  for one in found:
+  for one in result.get("mistakes") or ():
     parts.setdefault(one.get("part", "test"), []).append(one)
   shown = [one for part in parts.values() for one in part[:12]]
+  if not shown:
+    return []
   columns = 6
   with plots.figure(
     file, -(-len(shown) // columns), columns, width=1.7, height=2.2
@@ -215,6 +218,7 @@ def draw_mistakes(found: Sequence[dict[str, Any]], file: pathlib.Path) -> None:
       lines = [f"{part}: {pathlib.Path(one['file']).name}", f"is {one['class']}"]
       lines.append(f"said {one['said']}, {percent(one['probability'], 0)}")
       panel.set_title("\n".join(lines), fontsize=7)
+  return [file]
 
 
 def draw_training(result: dict[str, Any], file: pathlib.Path) -> None:

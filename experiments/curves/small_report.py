@@ -16,14 +16,11 @@ _PARTS = {"held_out": "training pictures, held out", "test": "test pictures"}
 def write(result: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the table, the JSON and the mistakes of one result; returns their paths."""
   stem = folder / result["name"]
-  files = [
+  return [
     results.write_atomically(stem.with_name(f"{stem.name}.md"), markdown(result)),
     results.write_json(stem.with_name(f"{stem.name}.json"), result),
+    *report.draw_mistakes(result, stem.with_name(f"{stem.name}-mistakes.png")),
   ]
-  if result["mistakes"]:
-    files.append(stem.with_name(f"{stem.name}-mistakes.png"))
-    report.draw_mistakes(result["mistakes"], files[-1])
-  return files
 
 
 def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -32,11 +29,10 @@ def rebuild(folder: pathlib.Path) -> list[pathlib.Path]:
   if not found:
     return []
   found.sort(key=lambda one: len(_augmented(one["config"])))
-  files = [results.write_atomically(folder / "small.md", compared(found))]
-  if found[-1]["mistakes"]:
-    files.append(folder / "mistakes.png")
-    report.draw_mistakes(found[-1]["mistakes"], files[-1])
-  return files
+  return [
+    results.write_atomically(folder / "small.md", compared(found)),
+    *report.draw_mistakes(found[-1], folder / "mistakes.png"),
+  ]
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """`python -m experiments.integrated` is `python -m experiments integrated`."""
 
-import sys
+from experiments import integrated
+from experiments.core import cli
 
-from experiments.__main__ import main
-
-main("integrated", *sys.argv[1:])
+cli.run("integrated", integrated.main)

@@ -15,24 +15,20 @@ import rvsm_jax
 
 Results = Mapping[str, dict[str, Any]]
 
-_METHODS = ("l2", "l1", "sgl", "cges", "itl", "itl_adaptive")
+# What legends call each method, and how it is drawn.
 _STYLES = {
-  "l2": {"color": plots.GREY, "marker": "x"},
-  "l1": {"color": plots.BLUE, "marker": "s"},
-  "sgl": {"color": plots.GREEN, "marker": "^"},
-  "cges": {"color": plots.YELLOW, "marker": "D"},
-  "itl": {"color": plots.ORANGE, "marker": "o"},
-  "itl_adaptive": {"color": plots.PURPLE, "marker": "v"},
+  name: {"label": label, "color": color, "marker": marker}
+  for name, label, color, marker in (
+    ("l2", "l2", plots.GREY, "x"),
+    ("l1", "l1", plots.BLUE, "s"),
+    ("sgl", "SGL", plots.GREEN, "^"),
+    ("cges", "CGES", plots.YELLOW, "D"),
+    ("itl", "integrated TL1", plots.ORANGE, "o"),
+    ("itl_adaptive", "the same, proximal Adam", plots.PURPLE, "v"),
+  )
 }
-_SHORT = {
-  "l2": "l2",
-  "l1": "l1",
-  "sgl": "SGL",
-  "cges": "CGES",
-  "itl": "integrated TL1",
-  "itl_adaptive": "the same, proximal Adam",
-}
-_MEASURES = {"accuracy": "accuracy", "flops": "FLOPs", "parameters": "parameters"}
+_METHODS = tuple(_STYLES)
+MEASURES = {"accuracy": "accuracy", "flops": "FLOPs", "parameters": "parameters"}
 # A legend that hides no line.
 _BESIDE: dict[str, Any] = {
   "fontsize": 8,
@@ -56,9 +52,7 @@ _PENALTIES = {
 
 def draw(results: Results, directory: pathlib.Path) -> list[pathlib.Path]:
   """Draws all figures that the results suffice for, and returns their paths."""
-  files = {
-    number: directory / f"figure-{number}.png" for number in (1, 2, 3, 4, 5, 6, 7)
-  }
+  files = {number: directory / f"figure-{number}.png" for number in range(1, 8)}
   draw_penalties(_PENALTIES, 3, files[1])
   shapes = {f"TL1, a = {a:g}": rvsm_jax.transformed_l1(a) for a in (1e-2, 1.0, 1e2)}
   draw_penalties(shapes, 1, files[2])
@@ -105,17 +99,13 @@ def draw_penalties(
 
 def draw_boxes(results: Results, path: pathlib.Path) -> None:
   """All seeds of each data set with several; Figure 3 of the paper."""
-  several = {
-    name: result
-    for name, result in results.items()
-    if len(result["config"]["seeds"]) > 1
-  }
+  several = [one for one in results.values() if len(one["config"]["seeds"]) > 1]
   if not several:
     return
   with plots.figure(path, len(several), 3, width=3.3, height=2.5) as axes:
-    for panels, result in zip(axes, several.values(), strict=True):
+    for panels, result in zip(axes, several, strict=True):
       methods = [m for m in _METHODS[1:] if m in result["methods"]]
-      for panel, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
+      for panel, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for place, method in enumerate(methods):
           finals = result["methods"][method]["finals"]
           numbers = [final[measure] for final in finals]
@@ -123,7 +113,7 @@ def draw_boxes(results: Results, path: pathlib.Path) -> None:
           # Too few for a box: all of them, and their mean.
           panel.plot([place] * len(numbers), numbers, "o", color=color, markersize=4)
           panel.hlines(np.mean(numbers), place - 0.3, place + 0.3, color=color)
-        short = [_SHORT[m].replace("integrated ", "int. ") for m in methods]
+        short = [_STYLES[m]["label"].replace("integrated ", "int. ") for m in methods]
         short = [
           text.replace("the same, proximal", "int. TL1,\nprox.\n") for text in short
         ]
@@ -151,13 +141,12 @@ def draw_trade_off(results: Results, path: pathlib.Path) -> None:
           best = max(best, max(accuracy for _, accuracy in found))
           panel.plot(
             *zip(*found, strict=True),
-            label=_SHORT[method],
             markersize=4,
             linewidth=1.3,
             **_STYLES[method],
           )
         panel.set_title(result["config"]["problem"]["title"], fontsize=9)
-        panel.set(xlabel=_MEASURES[measure], ylim=(best - 0.045, best + 0.004))
+        panel.set(xlabel=MEASURES[measure], ylim=(best - 0.045, best + 0.004))
         panel.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
         panel.xaxis.set_major_formatter(plots.PercentFormatter(1.0))
         plots.percent_axis(panel, 0)
@@ -193,8 +182,8 @@ def draw_convergence(results: Results, path: pathlib.Path) -> None:
           accuracy = final["history"]["accuracy"]
           steps = updates * np.arange(1, len(accuracy) + 1)
           top = max(top, *accuracy)
-          style = {"color": _STYLES[method]["color"], "linewidth": 1.3}
-          panel.plot(steps, accuracy, label=_SHORT[method], **style)
+          style = _STYLES[method] | {"marker": "", "linewidth": 1.3}
+          panel.plot(steps, accuracy, **style)
       panel.set_title(result["config"]["problem"]["title"], fontsize=9)
       panel.set(xlabel="updates", ylim=(top - 0.1, top + 0.005))
       plots.percent_axis(panel, 0)
@@ -223,7 +212,7 @@ def draw_filters(result: dict[str, Any], path: pathlib.Path) -> None:
       for number, panel in enumerate(panels):
         image = _draw_filter(panel, kernel[:, :, 0, number], limit)
       share = np.mean(kernel == 0)
-      text = f"{_SHORT[method]}: {share:.0%} zeros (black)"
+      text = f"{_STYLES[method]['label']}: {share:.0%} zeros (black)"
       title = panels[0].text(0, 1.12, text, transform=panels[0].transAxes, fontsize=9)
       # It is wider than its panel, and would push the next one away.
       title.set_in_layout(False)
@@ -245,7 +234,7 @@ def draw_shapes(result: dict[str, Any], path: pathlib.Path) -> None:
   """Integrated TL1 with each a, on validation examples; Figure 7 of the paper."""
   with plots.figure(path, 1, 3, width=3.4, height=3.0) as axes:
     points = result["methods"]["itl"]["by_a"]
-    for panel, (measure, label) in zip(axes[0], _MEASURES.items(), strict=True):
+    for panel, (measure, label) in zip(axes[0], MEASURES.items(), strict=True):
       for color, point in zip(plots.COLORS, points, strict=False):
         history = point["history"][measure]
         text = f"a = {point['a']:g}, λ = {point['lam']:g}"

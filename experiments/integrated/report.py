@@ -11,10 +11,8 @@ from experiments.core import results as results_
 from experiments.core.tables import of_cells, percent, table
 from experiments.integrated import config as configs
 from experiments.integrated import figures, paper
+from experiments.integrated.figures import MEASURES, Results
 
-Results = Mapping[str, dict[str, Any]]
-
-MEASURES = {"accuracy": "accuracy", "flops": "FLOPs", "parameters": "parameters"}
 RANKED = tuple(name for name, method in configs.METHODS.items() if method.ranked)
 _COLUMNS = (*RANKED, "itl_adaptive", "l2")
 

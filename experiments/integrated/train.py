@@ -96,14 +96,11 @@ def splits(config: configs.Config, data: Data) -> tuple[Split, Split]:
   validation = Examples(data.train.x[held], data.train.y[held])
   # Both padded to the same size, so that one compiled program serves both.
   most = max(size, len(data.test.y))
-
-  def held_out(examples: Examples) -> Examples:
-    return Examples(*map(jnp.asarray, training.padded(examples, most)))
-
-  return (
-    Split(examples, searched, held_out(validation)),
-    Split(examples, order, held_out(data.test)),
+  validation, test = (
+    Examples(*map(jnp.asarray, training.padded(part, most)))
+    for part in (validation, data.test)
   )
+  return Split(examples, searched, validation), Split(examples, order, test)
 
 
 def batches(
