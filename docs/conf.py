@@ -82,6 +82,10 @@ def _write_maths(translator: HTML5Translator, node: nodes.Element, *, block: boo
     r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>',
     maths,
   )
+  # Nor do all browsers leave room between a function and what it is applied to.
+  maths = re.sub(
+    r"(&ApplyFunction;</mo>\s*)(?!<mo[ >]|\s)", r"\1<mspace width='.17em'/>", maths
+  )
   tag = "div" if block else "span"
   translator.body.append(f'<{tag} class="math notranslate">{maths}</{tag}>')
   raise nodes.SkipNode

@@ -98,13 +98,13 @@ def target_sparsity(
   Before each update it counts the zeros, of u where the transformation carries one and
   of the params otherwise, and moves :math:`\lambda` against the error: that of the
   number of non-zeros, as a logarithm, since from 98 to 99% is as far as from 50 to 75%.
-  With the target :math:`s_t`, and :math:`\bar s_t` the average of the measured shares
+  With the target :math:`s_t`, and :math:`\bar{s_t}` the average of the measured shares
   over about 20 updates,
 
   .. math::
-    e_t &= \log\frac{1 - \bar s_t}{1 - s_t} \\
+    e_t &= \log\frac{1 - \bar{s_t}}{1 - s_t} \\
     \log \mu_{t+1} &= \log \mu_t + g e_t / 50 \\
-    \lambda_t &= \mu_{t+1} \exp(g e_t)
+    \lambda_t &= \mu_{t+1} \, \exp(g e_t)
 
   0.0001 is added to both shares of non-zeros, and e is cut at 3 and -3. While the
   target is zero, so is lam.

@@ -279,8 +279,10 @@ def draw_training(results: Results, path: pathlib.Path) -> None:
 
 def draw_targets(results: Results, path: pathlib.Path) -> None:
   """Accuracy of the sparse networks against what is left, a panel per network."""
-  with plots.figure(path, columns=2, width=5.2, height=4.0) as axes:
-    for panel, (network, title) in zip(axes[0], _NETWORKS.items(), strict=True):
+  there = {configs.ROWS[name].network for name in results}
+  networks = [name for name in _NETWORKS if name in there]
+  with plots.figure(path, columns=len(networks), width=5.2, height=4.0) as axes:
+    for panel, network in zip(axes[0], networks, strict=True):
       for (method, label), color in zip(
         configs.TITLES.items(), plots.COLORS, strict=False
       ):
@@ -298,7 +300,7 @@ def draw_targets(results: Results, path: pathlib.Path) -> None:
         x, y = _point(results[row.name])
         panel.plot(x, y, marker, color=plots.GREY, label=row.title)
       panel.set(
-        title=title,
+        title=_NETWORKS[network],
         xlabel="weights that are not zero",
         xscale="log",
         xlim=(1.15, 0.015),
