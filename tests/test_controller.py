@@ -39,7 +39,7 @@ MAKERS = {
 }
 every_maker = pytest.mark.parametrize("name", MAKERS)
 # Where each is a program to compile.
-costly_maker = pytest.mark.parametrize("name", in_part(MAKERS, "rvsm l1", "admm l0"))
+costly_maker = pytest.mark.parametrize("name", in_part(MAKERS, "rvsm l1"))
 
 
 def target(maker, sparsity=0.9, **kwargs):

@@ -89,7 +89,7 @@ def test_compiled_it_is_the_same(case):
   assert_close(trained(case, 2), eager)
 
 
-@with_invariant("acts")
+@with_invariant("acts", costly=True)
 def test_it_does_something(case):
   """Else what follows would hold of the identity as well."""
   params, _ = trained(case, 2)

@@ -150,6 +150,7 @@ def test_every_transformation_keeps_the_budget_of_all_leaves(name, dtype):
   assert rvsm_jax.sparsity(sparse["a"]["bias"]) == 0
 
 
+@pytest.mark.slow
 def test_rvsm_keeps_u_the_map_of_w():
   tx, params = CHAINS["rvsm"], tree()
   updates, state = jax.jit(tx.update)(tree(1), jax.jit(tx.init)(params), params)
