@@ -489,9 +489,7 @@ def main(
     **measured,
   )
   folder = places.report("benchmark", places.run("benchmark"))
-  file = results.write_json(folder / "benchmark.json", result)
-  text = markdown(results.read(file))
-  results.show([results.write_atomically(file.with_suffix(".md"), text)])
+  results.publish(folder / "benchmark.json", result, rebuild)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def _compared(
 ) -> dict[str, Any]:
   """Sizes, times for a batch and test results; those with groups are compacted."""
   evaluate = tasks.evaluator(task, data.test)
-  x = jnp.asarray(data.test.x[: 256 if not task.in_nats else 16])
+  x = jnp.asarray(data.test.x[: 16 if task.in_nats else 256])
   dense, rows = tasks.plain(task, networks["dense"][0]), {}
   for name, (params, validated) in networks.items():
     model = tasks.plain(task, params)

@@ -45,7 +45,7 @@ def markdown(folder: pathlib.Path) -> str:
   """Both tables."""
   methods = ["dense network", "dense, cut once", "magnitude pruning", "`sparsify`"]
   header = ["task, share of zeros, seeds", *methods, "best of ours"]
-  full, narrow = (_cifar(folder / "cifar", width) for width in (1.0, 0.25))
+  full, narrow = _cifar(folder / "cifar")
   targets = [*_cifar_targets(narrow, ", 1/4 as wide"), *_cifar_targets(full)]
   ours = table(header, [*_frontier(folder / "frontier"), *targets])
   header = ["data set, method, seeds", "dense network", "sparse network", "its zeros"]
@@ -74,10 +74,13 @@ def _frontier(folder: pathlib.Path) -> Iterator[list[str]]:
       yield [f"{task.title}, {share:.0%}, {seeds} seeds", *cells]
 
 
-def _cifar(folder: pathlib.Path, width: float) -> dict[str, dict[str, Any]]:
-  """The results of the networks of a width, by the names of their rows."""
-  found = map(results.read, sorted(folder.glob("*/*.json")))
-  return {r["name"]: r for r in found if r["config"]["settings"]["width"] == width}
+def _cifar(folder: pathlib.Path) -> list[dict[str, dict[str, Any]]]:
+  """By the names of their rows, the networks of full width, and of a quarter of it."""
+  found = [results.read(file) for file in sorted(folder.glob("*/*.json"))]
+  return [
+    {r["name"]: r for r in found if r["config"]["settings"]["width"] == width}
+    for width in (1.0, 0.25)
+  ]
 
 
 def _cifar_targets(

@@ -1,7 +1,6 @@
 """`python -m experiments.frontier` is `python -m experiments frontier`."""
 
-import sys
+from experiments import frontier
+from experiments.core import cli
 
-from experiments.__main__ import main
-
-main("frontier", *sys.argv[1:])
+cli.run("frontier", frontier.main)
