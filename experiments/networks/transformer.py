@@ -4,6 +4,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+# The size of a head.
+_HEAD = 32
 _SMALL = nnx.initializers.normal(0.08)
 
 
@@ -12,7 +14,7 @@ class Block(nnx.Module):
 
   Args:
     width: of the input and the output.
-    heads: of the attention.
+    heads: of the attention, of size 32.
     hidden: neurons of the MLP.
     scale: variance of the weights that lead back to the input, times their number.
     rngs: of the weights.
@@ -26,6 +28,7 @@ class Block(nnx.Module):
     self.attention = nnx.MultiHeadAttention(
       heads,
       width,
+      qkv_features=_HEAD * heads,
       use_bias=False,
       decode=False,
       out_kernel_init=back,
@@ -53,7 +56,7 @@ class Transformer(nnx.Module):
     characters: how many different ones there are.
     context: the longest piece.
     width: of what a block takes and gives.
-    heads: of each attention.
+    heads: of each attention, of size 32.
     hidden: neurons of each MLP.
     blocks: how many.
     rngs: of the weights.
