@@ -5,8 +5,8 @@ trained` networks that lost whole units in training.
 """
 
 from collections.abc import Callable, Iterable
+import functools
 import itertools
-import math
 import pathlib
 from typing import Any
 
@@ -17,7 +17,18 @@ import numpy as np
 import optax
 
 from experiments import datasets
-from experiments.core import backend, cli, results, tables, tasks, timing, training
+from experiments.cifar import config as configs
+from experiments.cifar import train as cifar_train
+from experiments.core import (
+  backend,
+  cli,
+  methods,
+  results,
+  tables,
+  tasks,
+  timing,
+  training,
+)
 from experiments.core.run import Run
 from experiments.core.tasks import WIDE, Task
 from experiments.core.training import Data, Examples
@@ -143,45 +154,29 @@ def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
   nnx.update(model, state.params)
 
 
-# The kernels of which whole units die, each kind by its own share: filters; heads, and
-# neurons of the MLPs.
-_UNITS = {
-  "fashion_mnist": {"filters": "conv/.*kernel"},
-  "text": {"heads": "attention/value", "neurons": "up/kernel"},
-}
-# Shares of zeros: in these kernels by whole units, and in all one by one.
-_GROUPED = {"fashion_mnist": (0.7, 0.8, 0.85, 0.9), "text": (0.5, 0.6)}
+# Shares of dead units, the same in all layers, and of zeros one by one.
+_GROUPED = {"fashion_mnist": (0.5, 0.6, 0.7), "text": (0.5, 0.6)}
 _SINGLE = {"fashion_mnist": (0.8, 0.9, 0.95), "text": (0.7,)}
+_RESNETS_TITLE = "CIFAR-10, ResNet-18 with a quarter of its channels"
+# Rows of `experiments cifar`.
+_RESNETS = {
+  "dense": "resnet18-sgd",
+  "single zeros, 90%": "resnet18-sparsify90",
+  "whole units, 50%, compacted": "resnet18-units50",
+}
 
 
-def grouped(task: Task, steps: int, share: float) -> optax.GradientTransformation:
-  """Straight-through with group l0; the share of zeros rises until 60% of the steps."""
-  ramp = rvsm_jax.sparsity_schedule(share, round(0.5 * steps), begin=round(0.1 * steps))
-
-  def units(x: jax.Array) -> rvsm_jax.Penalty:
-    axes = (0, 2) if x.ndim == 3 else tuple(range(x.ndim - 1))
-    size = math.prod(x.shape[axis] for axis in axes)
-    return rvsm_jax.group_l0(axes, weights=math.sqrt(size))
-
-  penalty = rvsm_jax.Penalty(
-    lambda x: units(x).value(x), lambda x, step: units(x).prox(x, step)
-  )
-  optimizer = task.optimizer(steps)
-
-  sent = rvsm_jax.target_sparsity(
-    lambda lam: rvsm_jax.straight_through(optimizer, penalty, step=lam), ramp
-  )
-
-  kinds = _UNITS[task.name]
-
-  def labels(params: Any) -> Any:
-    masks = [rvsm_jax.by_path(regex)(params) for regex in kinds.values()]
-    return jax.tree.map(
-      lambda _, *chosen: dict(zip(chosen, kinds, strict=True)).get(True, "rest"),
-      *(params, *masks),
-    )
-
-  return optax.partition({"rest": optimizer} | dict.fromkeys(kinds, sent), labels)
+def grouped(
+  task: Task, params: Any, x: Any, steps: int, share: float
+) -> optax.GradientTransformation:
+  """Straight-through with a rising share of dead filters, heads and neurons."""
+  graph, state = nnx.split(tasks.plain(task, params))
+  plan = compaction.plan(lambda p, x: nnx.merge(graph, p)(x), state, x)
+  # The numbers of a value are no units: heads go as a whole.
+  groups = [group for group in plan.groups if "value" not in group.name]
+  target = functools.partial(compaction.unit_cardinality, groups)
+  setting = task.setting(steps, share, methods.END)
+  return methods.straight_through(target, mask=None)(setting)
 
 
 def _networks(
@@ -214,20 +209,21 @@ def _networks(
     found[f"single zeros, {share:.0%}"] = fitted(f"single-{share:g}", tx)
   for share in _GROUPED[task.name]:
     name = f"whole units, {share:.0%}, compacted"
-    found[name] = fitted(f"units-{share:g}", grouped(task, steps, share))
+    tx = grouped(task, found["dense"][0], train.x[:1], steps, share)
+    found[name] = fitted(f"units-{share:g}", tx)
   return found
 
 
 def trained(
   places: cli.Common,
-  names: tuple[str, ...] = ("fashion_mnist", "text"),
+  names: tuple[str, ...] = ("fashion_mnist", "text", "cifar10"),
   epochs: int | None = None,
 ) -> None:
   """Measures networks that were trained with group penalties, beside others.
 
   Args:
     places: where it reads and writes.
-    names: fashion_mnist, text.
+    names: fashion_mnist, text, cifar10.
     epochs: instead of those of the tasks.
   """
   backend.reuse_freed_memory()
@@ -236,40 +232,88 @@ def trained(
   runs = places.run("compaction", "trained")
   found: dict[str, Any] = {}
   with Run(runs, {"names": names, "epochs": epochs}) as run:
-    for task in (WIDE[name] for name in names):
+    for name in names:
+      if name == "cifar10":
+        found[name] = _resnets(places)
+        continue
+      task = WIDE[name]
       data = tasks.load(task, places.data_dir, places.source)
       networks = _networks(task, data, epochs, run)
-      found[task.name] = {
+      tested = tasks.evaluator(task, data.test)
+      found[name] = {
         "note": datasets.note(task.name, *data.test),
-        "networks": _compared(task, data, networks),
+        "networks": _compared(
+          task.title,
+          {
+            kind: (tasks.plain(task, params), {"validated": validated})
+            for kind, (params, validated) in networks.items()
+          },
+          jnp.asarray(data.test.x[: 16 if task.in_nats else 256]),
+          lambda model, tested=tested: tested(*nnx.split(model)),  # type: ignore[misc]
+        ),
       }
   folder = places.report("compaction", runs)
   result = results.result("compaction", {}, None, tasks=found)
   results.publish(folder / "trained.json", result, rebuild)
 
 
+def _resnets(places: cli.Common) -> dict[str, Any]:
+  """Those of `experiments cifar`, whose runs go on here or are taken from there."""
+  settings = configs.Settings(epochs=6, width=0.25, recipe="fast")
+  data, note = cifar_train.load_data(settings, places.data_dir, places.source)
+  runs = places.run("cifar", settings.name)
+  networks: dict[str, tuple[Any, dict[str, float]]] = {}
+  for kind, name in _RESNETS.items():
+    config = configs.Config(configs.ROWS[name], settings)
+    with Run(runs / name, config) as run:
+      cifar_train.train(config, run, places.data_dir, places.source)
+      model = cifar.create("resnet18", width=settings.width, seed=0)
+      kinds = {"params": nnx.Param, "statistics": nnx.BatchStat}
+      parts = {kind: nnx.state(model, variable) for kind, variable in kinds.items()}
+      file = run.directory / "network.safetensors"
+      for part in export.load(file, parts).values():
+        nnx.update(model, part)
+    model.eval()
+    networks[kind] = (model, {})
+
+  def evaluate(model: nnx.Module) -> tuple[float, float]:
+    graph, state = nnx.split(model)
+    return training.evaluator(
+      lambda state, extra, x: (
+        nnx.merge(graph, state)(cifar_train.normalized(x)),
+        extra,
+      ),
+      *(data.test, 500),
+    )(state)
+
+  x = cifar_train.normalized(jnp.asarray(data.test.x[:256]))
+  compared = _compared(_RESNETS_TITLE, networks, x, evaluate)
+  return {"note": note, "networks": compared}
+
+
 def _compared(
-  task: Task, data: Data, networks: dict[str, tuple[Any, float]]
+  title: str,
+  networks: dict[str, tuple[Any, dict[str, float]]],
+  x: jax.Array,
+  evaluate: Callable[[nnx.Module], tuple[float, float]],
 ) -> dict[str, Any]:
   """Sizes, times for a batch and test results; those with groups are compacted."""
-  evaluate = tasks.evaluator(task, data.test)
-  x = jnp.asarray(data.test.x[: 16 if task.in_nats else 256])
-  dense, rows = tasks.plain(task, networks["dense"][0]), {}
-  for name, (params, validated) in networks.items():
-    model = tasks.plain(task, params)
+  dense, rows = networks["dense"][0], {}
+  for name, (model, known) in networks.items():
     if name.endswith("compacted"):
       model = compaction.compact(model, x, verify=True)
     sizes = measure(dense, model, x, clock="processor")
-    graph, params = nnx.split(model)
-    loss, accuracy = evaluate(graph, params)
-    run = lambda params, x, graph=graph: nnx.merge(graph, params)(x)  # noqa: E731
+    graph, state = nnx.split(model)
+    loss, accuracy = evaluate(model)
+    run = lambda state, x, graph=graph: nnx.merge(graph, state)(x)  # noqa: E731
+    params = nnx.state(model, nnx.Param)
     rows[name] = {
-      **{"loss": loss, "accuracy": accuracy, "validated": validated},
+      **{"loss": loss, "accuracy": accuracy, **known},
       **{**sizes["after"], "speedup": sizes["speedup"]},
       "nonzeros": sum(int(jnp.count_nonzero(p)) for p in jax.tree.leaves(params)),
-      "multiplications": compaction.plan(run, params, x).multiplications[0],
+      "multiplications": compaction.plan(run, state, x).multiplications[0],
     }
-    results.console.print(f"{task.title}, {name}: {rows[name]}")
+    results.console.print(f"{title}, {name}: {rows[name]}")
   return rows
 
 
@@ -310,17 +354,16 @@ def _page_of_trained(report: dict[str, Any]) -> str:
     "# What each kind of zero is worth",
     "Networks trained here with the same optimizer, schedule and number of updates:"
     " dense; with `sparsify`, whose zeros may stand anywhere and save nothing here; and"
-    " with `straight_through` and `group_l0`, whose zeros are whole filters, heads and"
-    " neurons, which `compaction.compact` takes out. `group_l0` acts on the kernels of"
-    " convolutions, or on the values of attention and the first layers of MLPs. The"
-    " share of zeros is that of these kernels, the same for heads and for neurons, and"
-    " the weight of a group is the square root of its size. A sixth of the training examples is kept for validation.",
+    " with `straight_through` and `compaction.unit_cardinality`, by which a share of"
+    " the filters, neurons and heads dies, the same in all layers; `compaction.compact`"
+    " takes them out. A sixth of the training examples is kept for validation, but of"
+    " CIFAR-10, whose networks are rows of `python -m experiments cifar`.",
   ]
   for name, found in report["tasks"].items():
     rows = [
       [
         kind,
-        f"{100 * one['validated']:.2f}",
+        f"{100 * one['validated']:.2f}" if "validated" in one else "–",
         f"{100 * one['accuracy']:.2f}",
         f"{one['loss']:.3f}",
         *(f"{one[key]:,}" for key in ("units", "parameters", "nonzeros")),
@@ -332,7 +375,8 @@ def _page_of_trained(report: dict[str, Any]) -> str:
     ]
     header = ["network", "validation, %", "test, %", "test loss", "units", "stored"]
     header += ["not zero", "multiplications, M", "ms", "speedup"]
-    parts += [f"## {WIDE[name].title}", tables.table(header, rows)]
+    title = WIDE[name].title if name in WIDE else _RESNETS_TITLE
+    parts += [f"## {title}", tables.table(header, rows)]
     parts.append(f"Data: {found['note']}.")
   parts.append(
     "Units are the outputs of all layers with weights, and heads; milliseconds those of"

@@ -35,7 +35,7 @@ def main(
   Args:
     settings: the size of a training, and what all rows have in common.
     places: where it reads and writes; reports go to a folder named after the settings.
-    rows: only these, or those of the tables 1, 2, beyond.
+    rows: only these, or those of the tables 1, 2, beyond, units.
     jobs: how many rows at the same time, each in a process of its own, on CPU with one
       thread. Several on one GPU mostly wait for each other.
 

@@ -1,12 +1,18 @@
 """The rows of the tables, their sizes, and their optimizers."""
 
 import dataclasses
+import functools
 from typing import Literal
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.core import methods
+from experiments.networks import cifar
 import rvsm_jax
+from rvsm_jax import compaction
 
 # Dinh & Xin: divided by 10 at epochs 80, 120 and 160 of 200.
 MILESTONES = (0.4, 0.6, 0.8)
@@ -17,7 +23,9 @@ PULL = 0.3
 SMOOTHING = 0.1
 
 Network = Literal["vgg16", "resnet18"]
-Method = Literal["sgd", "rvsm", "admm", "pruning", "straight_through", "sparsify"]
+Method = Literal[
+  "sgd", "rvsm", "admm", "pruning", "straight_through", "sparsify", "units"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Row:
     name: names files.
     network: which.
     method: "sgd", the dense network; "rvsm"; "admm"; "pruning", gradual magnitude
-      pruning; "straight_through"; "sparsify".
+      pruning; "straight_through"; "sparsify"; "units", of which whole channels die.
     penalty: of RVSM; the other methods cut by rank.
     lam: weight of the penalty, unless it is found by the sparsity.
     beta: stiffness of the pull of RVSM, likewise.
@@ -113,6 +121,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
     _target("resnet18", "rvsm", 0.9370),
   ),
   "beyond": (*_beyond("vgg16"), *_beyond("resnet18")),
+  # For `experiments compaction trained`.
+  "units": (_target("resnet18", "units", 0.5),),
 }
 ROWS = {row.name: row for rows in TABLES.values() for row in rows}
 # By their worth: what a training that is cut short should have.
@@ -128,6 +138,7 @@ ORDER = (
   *("resnet18-sgd", "resnet18-l0", "resnet18-rvsm94", "resnet18-admm"),
   *("vgg16-tl1", "vgg16-l1"),
   *(row.name for row in _beyond("resnet18")),
+  *(row.name for row in TABLES["units"]),
 )
 
 # Accuracy and sparsity as printed, in per cent.
@@ -235,6 +246,17 @@ def penalty(row: Row) -> rvsm_jax.Penalty:
       return rvsm_jax.transformed_l1(1.0)
 
 
+@functools.cache
+def groups_of(network: Network, width: float) -> tuple[compaction.Group, ...]:
+  """Channels, those that a residual connection joins as one."""
+  model = cifar.create(network, width=width, seed=0)
+  model.eval()
+  graph, state = nnx.split(model)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  run = lambda state, x: nnx.merge(graph, state)(x)  # noqa: E731
+  return compaction.plan(run, state, images).groups
+
+
 def schedule(settings: Settings, steps: int) -> optax.Schedule:
   """The learning rate."""
   peak = settings.learning_rate * settings.batch_size / 128
@@ -263,9 +285,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraAr
     case Row(method="pruning"):
       return methods.pruning("all")(setting)
     case Row(method="straight_through"):
-      return methods.straight_through("all")(setting)
+      return methods.straight_through(methods.by_rank("all"))(setting)
     case Row(method="sparsify"):
       return methods.sparsify(setting)
+    case Row(method="units"):
+      groups = groups_of(row.network, settings.width)
+      dead = functools.partial(compaction.unit_cardinality, groups)
+      return methods.straight_through(dead, mask=None)(setting)
     case _ if row.sparsity:
       return methods.rvsm(penalty(row))(setting)
     case _:

@@ -93,7 +93,8 @@ def markdown(results: Results) -> str:
     parts.append("## At a target sparsity")
     parts += [text for network in _NETWORKS for text in _targets(results, network)]
     parts += [_ABOUT_TARGETS, f"![Accuracy against zeros]({_TARGETS})"]
-  missing = [name for name in configs.ORDER if name not in results]
+  known = {*results, *(row.name for row in configs.TABLES["units"])}
+  missing = [name for name in configs.ORDER if name not in known]
   if missing:
     parts.append(f"Not trained so far: {', '.join(missing)}.")
   parts += [_definitions(first), _protocol(settings)]

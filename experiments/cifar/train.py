@@ -285,7 +285,7 @@ def _final(
   u = state.sparse if row.splits else None
   _, final = measure.final(state.params, u, lambda p: evaluate(p, state.extra))
   final["own_statistics"] = tested(state.sparse, own)
-  if row.sparsity:
+  if row.sparsity and row.method != "units":
     cut = measure.with_share(state.sparse, row.sparsity)
     final["at_share"] = tested(cut, state.extra)
   return final

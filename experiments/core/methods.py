@@ -1,6 +1,7 @@
 """Ways to a share of zeros that several experiments compare."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -62,14 +63,14 @@ class Setting(NamedTuple):
   def by_share(
     self,
     make: Callable[[rvsm_jax.Penalty], optax.GradientTransformation],
-    scope: Any,
+    penalty: Callable[[jax.Array], rvsm_jax.Penalty],
     end: Any,
   ) -> optax.GradientTransformation:
-    """A transformation with a `cardinality` whose share rises as the ramp."""
+    """A transformation with a penalty whose share of zeros rises as the ramp."""
 
     @optax.inject_hyperparams
     def at(sparsity: jax.Array) -> optax.GradientTransformation:
-      return make(rvsm_jax.cardinality(sparsity, scope=scope))
+      return make(penalty(sparsity))
 
     return at(self.ramp(end))
 
@@ -107,14 +108,20 @@ def rvsm(penalty: rvsm_jax.Penalty) -> Make:
   return make
 
 
-def straight_through(scope: Any) -> Make:
-  """By rank; the value is the end of the ramp."""
+def by_rank(scope: Any) -> Callable[[Any], rvsm_jax.Penalty]:
+  """From a share of zeros to the penalty that keeps the largest entries."""
+  return functools.partial(rvsm_jax.cardinality, scope=scope)
+
+
+def straight_through(
+  penalty: Callable[[Any], rvsm_jax.Penalty], mask: Any = rvsm_jax.kernels
+) -> Make:
+  """With a penalty of a share; the value is the end of the ramp."""
   return lambda s: s.by_share(
     lambda penalty: rvsm_jax.straight_through(
-      s.optimizer, penalty, step=1.0, mask=rvsm_jax.kernels
+      s.optimizer, penalty, step=1.0, mask=mask
     ),
-    scope,
-    s.value,
+    *(penalty, s.value),
   )
 
 

@@ -73,7 +73,9 @@ def _rvsm_by_share(scope: Any) -> Make:
     split = lambda penalty: rvsm_jax.rvsm(  # noqa: E731
       s.rate, penalty, lam=1.0, beta=s.pull, **_MASK
     )
-    return optax.chain(s.optimizer, s.by_share(split, scope, methods.END))
+    return optax.chain(
+      s.optimizer, s.by_share(split, methods.by_rank(scope), methods.END)
+    )
 
   return make
 
@@ -96,7 +98,9 @@ def _admm(s: Setting) -> optax.GradientTransformation:
   split = lambda penalty: rvsm_jax.admm(  # noqa: E731
     s.rate, penalty, rho=s.value, **_MASK
   )
-  return optax.chain(s.optimizer, s.by_share(split, "all", methods.END))
+  return optax.chain(
+    s.optimizer, s.by_share(split, methods.by_rank("all"), methods.END)
+  )
 
 
 METHODS = {
@@ -138,11 +142,11 @@ METHODS = {
     ),
     Method(
       *("through-leaf", "straight-through, cardinality per layer", "ours"),
-      *("ramp until", _ENDS, methods.straight_through("leaf")),
+      *("ramp until", _ENDS, methods.straight_through(methods.by_rank("leaf"))),
     ),
     Method(
       *("through-all", "straight-through, cardinality, one budget", "ours"),
-      *("ramp until", _ENDS, methods.straight_through("all")),
+      *("ramp until", _ENDS, methods.straight_through(methods.by_rank("all"))),
     ),
     Method(
       *("proximal-tl1", "proximal, TL1", "ours", "a", (0.01, 0.1, 1.0, 10.0)),

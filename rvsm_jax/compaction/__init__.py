@@ -2,7 +2,8 @@
 
 `from rvsm_jax import compaction`. For Flax NNX you only need :func:`compact`. For other
 pytrees, :func:`plan` finds what can go, and :func:`apply` removes it from the params
-and from an optimizer's state.
+and from an optimizer's state. :func:`unit_cardinality` is a penalty of what can
+go: training with it makes whole units die.
 
 A unit (neuron, channel, head) is dead if all its outgoing weights are zero, or if its
 value is a constant. Which axes of which leaves belong to it is derived from the jaxpr:
@@ -23,8 +24,9 @@ from rvsm_jax import _masks
 from rvsm_jax.compaction import _plan
 from rvsm_jax.compaction import _trace as tracing
 from rvsm_jax.compaction._plan import Group, Place, Plan
+from rvsm_jax.compaction._unit_cardinality import unit_cardinality
 
-__all__ = ("Group", "Place", "Plan", "apply", "compact", "plan")
+__all__ = ("Group", "Place", "Plan", "apply", "compact", "plan", "unit_cardinality")
 
 Model = TypeVar("Model")
 
