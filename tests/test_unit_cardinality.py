@@ -1,4 +1,6 @@
-"""The penalty of the units of a plan: groups that reach over many leaves."""
+"""A share of the units of a plan: groups that reach over many leaves."""
+
+import itertools
 
 import chex
 from flax import nnx
@@ -39,7 +41,6 @@ def tree(seed=0, dtype=np.float32):
 
 PLAN = compaction.plan(residual, tree(), jnp.ones((1, 4)))
 GROUPS = {group.name: group for group in PLAN.groups}
-UNITS = compaction.unit_l0(PLAN.groups)
 OUTER, INNER = "stem/kernel", "first/kernel"
 
 
@@ -69,35 +70,50 @@ def test_units_are_those_of_all_layers_that_a_residual_connection_joins():
   assert {name: group.size for name, group in GROUPS.items()} == {OUTER: 6, INNER: 3}
 
 
-@hypothesis.given(
-  st.integers(0, 2**31), st.floats(0, 20), st.floats(0, 3), st.floats(0, 3)
-)
-def test_a_unit_goes_as_a_whole_up_to_its_threshold(seed, step, outer, inner):
-  weights = {OUTER: outer, INNER: inner}
-  penalty = compaction.unit_l0(PLAN.groups, [weights[g.name] for g in PLAN.groups])
+def half(tree, step=1.0):
+  return compaction.unit_cardinality(PLAN.groups, 0.5).prox(tree, step)
+
+
+@jax.jit
+def with_share(tree, share):
+  return compaction.unit_cardinality(PLAN.groups, share).prox(tree, 1.0)
+
+
+@hypothesis.given(st.integers(0, 2**31), st.integers(0, 64).map(lambda k: k / 64))
+def test_the_largest_units_stay_as_they_are(seed, share):
   x = tree(seed)
-  u = penalty.prox(x, step)
-  expected = 0.0
-  for before, after, weight in zip(parts(x), parts(u), (outer, inner), strict=True):
+  u = with_share(x, share)
+  for before, after in zip(parts(x), parts(u), strict=True):
+    size = len(before)
+    # To the precision of the share, in float32.
+    count = {int(np.ceil(share * size * (1 + e))) for e in (-1e-6, 1e-6)}
+    gone = np.all(after == 0, axis=1)
+    assert np.sum(gone) in count
+    np.testing.assert_array_equal(after[~gone], before[~gone])
+    norms = np.linalg.norm(before, axis=1)
+    assert np.max(norms[gone], initial=0) <= np.min(norms[~gone], initial=np.inf)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_value_is_that_of_an_indicator(share):
+  penalty, x = compaction.unit_cardinality(PLAN.groups, share), tree()
+  u = penalty.prox(x, 1.0)
+  chex.assert_trees_all_equal(u, with_share(x, share))
+  assert penalty.value(u) == 0
+  assert penalty.value(x) == (0 if share == 0 else np.inf)
+
+
+@hypothesis.given(st.integers(0, 2**31))
+def test_no_other_choice_of_units_is_nearer(seed):
+  x = tree(seed)
+  u = with_share(x, 0.5)
+  for before, after in zip(parts(x), parts(u), strict=True):
     squares = np.sum(before**2, axis=1)
-    clear = np.abs(squares - 2 * step * weight) > 1e-4 * squares
-    gone = squares <= 2 * step * weight
-    np.testing.assert_array_equal(np.all(after == 0, axis=1)[clear], gone[clear])
-    stays = np.any(after != 0, axis=1)
-    np.testing.assert_array_equal(after[stays], before[stays])
-    expected += weight * np.sum(stays)
-  np.testing.assert_allclose(penalty.value(u), expected, rtol=1e-6, atol=1e-6)
-
-
-@hypothesis.given(st.integers(0, 2**31), st.floats(0.1, 10))
-def test_no_choice_of_units_has_a_lower_objective(seed, step):
-  x = tree(seed)
-  u = UNITS.prox(x, step)
-  distance = sum(np.sum((a - b) ** 2) for a, b in zip(parts(x), parts(u), strict=True))
-  # Each unit for itself: gone, or as it is.
-  best = sum(np.sum(np.minimum(step, np.sum(p**2, axis=1) / 2)) for p in parts(x))
-  objective = step * float(UNITS.value(u)) + distance / 2
-  np.testing.assert_allclose(objective, best, rtol=1e-5)
+    nearest = min(
+      sum(squares[list(gone)])
+      for gone in itertools.combinations(range(len(squares)), (len(squares) + 1) // 2)
+    )
+    np.testing.assert_allclose(np.sum((before - after) ** 2), nearest, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -105,33 +121,36 @@ def test_dtypes_and_what_is_not_finite(dtype):
   x = tree(dtype=dtype)
   x["first"]["kernel"] = x["first"]["kernel"].at[0, 1].set(np.nan)
   x["stem"]["bias"] = x["stem"]["bias"].at[2].set(np.inf)
-  u = jax.jit(UNITS.prox)(x, 1e4)
+  all_ = compaction.unit_cardinality(PLAN.groups, 1.0)
+  u = jax.jit(all_.prox)(x, 1.0)
   chex.assert_trees_all_equal_shapes_and_dtypes(u, x)
   alive = [np.any(part != 0, axis=1) for part in parts(u)]
   np.testing.assert_array_equal(alive[0], np.arange(6) == 2)
   np.testing.assert_array_equal(alive[1], np.arange(3) == 1)
-  chex.assert_trees_all_equal(UNITS.prox(x, 0.0), x)
-  assert UNITS.value(tree(dtype=dtype)).dtype == np.float32
+  chex.assert_trees_all_equal(all_.prox(x, 0.0), x)
+  assert all_.value(tree(dtype=dtype)).dtype == np.float32
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1e18])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_tiny_and_huge_units(scale):
-  x = jax.tree.map(lambda leaf: scale * jnp.sign(leaf), tree())
-  # Of the units between, whose six weights lead into them.
-  below, above = (
-    UNITS.prox(x, 3 * (factor * scale) ** 2)["first"]["kernel"]
-    for factor in (0.99, 1.01)
+  got = half(jax.tree.map(lambda leaf: scale * leaf, tree()))
+  chex.assert_trees_all_close(
+    jax.tree.map(lambda leaf: leaf / scale, got), half(tree()), rtol=1e-6
   )
-  np.testing.assert_array_equal(below, x["first"]["kernel"])
-  np.testing.assert_array_equal(above, 0)
+
+
+def test_of_equal_units_the_first_stay():
+  u = half(jax.tree.map(jnp.ones_like, tree()))
+  np.testing.assert_array_equal(u["stem"]["bias"], [1, 1, 1, 0, 0, 0])
+  np.testing.assert_array_equal(u["first"]["kernel"][0], [1, 0, 0])
 
 
 def test_what_has_no_unit_stays_and_a_part_of_the_groups_is_enough():
   x = {**tree(), "other": jnp.ones((2, 2))}
-  u = UNITS.prox(x, 1e4)
-  assert rvsm_jax.sparsity(u["stem"]) == rvsm_jax.sparsity(u["out"]) == 1
+  u = compaction.unit_cardinality(PLAN.groups, 1.0).prox(x, 1.0)
+  assert rvsm_jax.sparsity([layer for name, layer in u.items() if name != "other"]) == 1
   np.testing.assert_array_equal(u["other"], 1)
-  u = compaction.unit_l0([GROUPS[INNER]]).prox(x, 1e4)
+  u = compaction.unit_cardinality([GROUPS[INNER]], 1.0).prox(x, 1.0)
   assert rvsm_jax.sparsity([u["first"], u["second"]]) == 1
   assert rvsm_jax.sparsity([u["stem"], u["out"]]) == 0
 
@@ -143,32 +162,32 @@ def test_params_of_a_plan_of_variables():
     variables,
     jnp.ones((1, 4)),
   )
-  penalty = compaction.unit_l0(plan.groups)
-  chex.assert_trees_all_equal(penalty.prox(tree(), 3.0), UNITS.prox(tree(), 3.0))
+  penalty = compaction.unit_cardinality(plan.groups, 0.5)
+  chex.assert_trees_all_equal(penalty.prox(tree(), 1.0), half(tree()))
 
 
 @pytest.mark.parametrize(
   ("make", "error", "match"),
   [
-    (lambda: compaction.unit_l0([]), TypeError, "plan.groups"),
-    (lambda: compaction.unit_l0(PLAN), TypeError, None),
-    (lambda: compaction.unit_l0(["stem"]), TypeError, "plan.groups"),
-    (lambda: compaction.unit_l0(PLAN.groups, [1.0]), ValueError, "each of the 2"),
-    (lambda: compaction.unit_l0(PLAN.groups, [1.0, -1.0]), ValueError, "weights"),
+    (lambda: compaction.unit_cardinality([], 0.5), TypeError, "plan.groups"),
+    (lambda: compaction.unit_cardinality(PLAN, 0.5), TypeError, "plan.groups"),
+    (lambda: compaction.unit_cardinality(["stem"], 0.5), TypeError, "plan.groups"),
+    (lambda: compaction.unit_cardinality(PLAN.groups, 1.5), ValueError, "sparsity"),
+    (lambda: half({"w": jnp.ones((2, 2))}), ValueError, "no leaf has units"),
+    (lambda: half(tree(), -1.0), ValueError, "step"),
+    (lambda: half(tree(), jnp.ones(6)), ValueError, "scalar for unit_cardinality"),
     (
-      lambda: compaction.unit_l0(PLAN.groups, [np.ones(2), 1.0]),
-      ValueError,
-      r"shape \(6,\), got shape \(2,\)",
-    ),
-    (lambda: UNITS.prox({"w": jnp.ones((2, 2))}, 1.0), ValueError, "no leaf has units"),
-    (lambda: UNITS.prox(tree(), -1.0), ValueError, "step"),
-    (lambda: UNITS.prox(tree(), jnp.ones(6)), ValueError, "scalar for unit_l0"),
-    (
-      lambda: UNITS.prox({"stem": {"bias": jnp.ones(5)}}, 1.0),
+      lambda: half({"stem": {"bias": jnp.ones(5)}}),
       ValueError,
       r"'stem/bias' has shape \(5,\), but 6",
     ),
-    (lambda: rvsm_jax.proximal_adam(0.1, UNITS, lam=1.0), ValueError, "one array"),
+    (
+      lambda: rvsm_jax.proximal_adam(
+        0.1, compaction.unit_cardinality(PLAN.groups, 0.5), lam=1.0
+      ),
+      ValueError,
+      "one array at a time",
+    ),
   ],
 )
 def test_errors(make, error, match):
@@ -177,32 +196,34 @@ def test_errors(make, error, match):
 
 
 TRANSFORMATIONS = {
-  "straight_through": lambda lam: rvsm_jax.straight_through(
-    optax.sgd(0.1), UNITS, step=lam
+  "straight_through": lambda units: rvsm_jax.straight_through(
+    optax.sgd(0.1), units, step=1.0
   ),
-  "rvsm": lambda lam: rvsm_jax.rvsm_sgd(0.1, UNITS, lam=lam, beta=1.0),
-  "proximal": lambda lam: rvsm_jax.proximal_sgd(0.1, UNITS, lam=10 * lam),
+  "rvsm": lambda units: rvsm_jax.rvsm_sgd(0.1, units, lam=1.0, beta=1.0),
+  "proximal": lambda units: rvsm_jax.proximal_sgd(0.1, units, lam=1.0),
+  "admm": lambda units: optax.chain(optax.sgd(0.1), rvsm_jax.admm(0.1, units, rho=1.0)),
 }
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_training_prepares_what_compaction_removes(name):
-  tx, x = TRANSFORMATIONS[name](4.0), tree()
+  @optax.inject_hyperparams
+  def ramped(sparsity):
+    return TRANSFORMATIONS[name](compaction.unit_cardinality(PLAN.groups, sparsity))
+
+  tx, x = ramped(rvsm_jax.sparsity_schedule(0.5, 2)), tree()
 
   @jax.jit
   def step(params, state):
     updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
     return optax.apply_updates(params, updates), state
 
-  params, state = step(x, tx.init(x))
+  params, state = x, tx.init(x)
+  for _ in range(4):
+    params, state = step(params, state)
   sparse = rvsm_jax.sparse_params(state, params)
-  chex.assert_trees_all_equal(sparse, UNITS.prox(x, 4.0))
   plan = compaction.plan(residual, sparse, jnp.ones((1, 4)))
-  alive = [int(np.sum(np.any(part != 0, axis=1))) for part in parts(sparse)]
-  assert 0 < alive[0] < 6
-  assert [int(np.sum(group.kept)) for group in plan.groups] == [
-    max(1, n) for n in alive
-  ]
+  assert [int(np.sum(group.kept)) for group in plan.groups] == [3, 1]
   inputs = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)), jnp.float32)
   np.testing.assert_allclose(
     residual(compaction.apply(plan, sparse), inputs),
@@ -212,27 +233,12 @@ def test_training_prepares_what_compaction_removes(name):
   )
 
 
-def test_a_share_of_zeros():
-  tx = rvsm_jax.target_sparsity(
-    lambda lam: rvsm_jax.straight_through(optax.sgd(0.1), UNITS, step=lam), 0.5
-  )
-
-  def step(carry, _):
-    params, state = carry
-    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
-    return (optax.apply_updates(params, updates), state), None
-
-  start = (tree(), tx.init(tree()))
-  (params, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, length=500))(start)
-  assert 0.3 < rvsm_jax.sparsity(params) < 0.7
-
-
 @both_axis_types
 @pytest.mark.slow
 def test_sharded_leaves_give_the_same(axis_type):
   mesh = jax.make_mesh((3, 2), ("x", "y"), (axis_type,) * 2, devices=jax.devices()[:6])
   specs = {"stem": P("y", "x"), "first": P("x"), "second": P(None, "y"), "out": P("y")}
-  expected = UNITS.prox(tree(), 3.0)
+  expected = half(tree())
   with jax.set_mesh(mesh):
     placed = {
       name: {
@@ -243,7 +249,7 @@ def test_sharded_leaves_give_the_same(axis_type):
     placed["stem"]["bias"] = jax.device_put(
       tree()["stem"]["bias"], NamedSharding(mesh, P("x"))
     )
-    got = jax.jit(UNITS.prox)(placed, 3.0)
+    got = jax.jit(half)(placed)
   chex.assert_trees_all_close(got, expected, rtol=1e-6)
   for name, spec in specs.items():
     leaf = got[name]["kernel"]
@@ -254,7 +260,7 @@ def test_sharded_leaves_give_the_same(axis_type):
 def test_channels_of_a_resnet():
   model = cifar.create("resnet18", width=1 / 8, seed=0)
   plan, params = plan_of(model, jnp.ones((1, 32, 32, 3)))
-  nnx.update(model, compaction.unit_l0(plan.groups).prox(params, 1e6))
+  nnx.update(model, compaction.unit_cardinality(plan.groups, 1.0).prox(params, 1.0))
   after, params = plan_of(model, jnp.ones((1, 32, 32, 3)))
   # A layer needs one.
   assert [int(np.sum(group.kept)) for group in after.groups] == [1] * len(after.groups)
@@ -269,7 +275,9 @@ def test_heads_and_neurons_of_a_transformer():
   # Its third is that of the numbers of a value, which all heads have in common.
   assert set(groups) == {"query", "up", "value"}
   for name in ("query", "up"):
-    nnx.update(model, compaction.unit_l0([groups[name]]).prox(params, 1e6))
+    nnx.update(
+      model, compaction.unit_cardinality([groups[name]], 1.0).prox(params, 1.0)
+    )
   after, _ = plan_of(model, jnp.zeros((1, 8), int))
   kept = {group.name.split("/")[-2]: int(np.sum(group.kept)) for group in after.groups}
   assert kept == {"query": 1, "up": 1, "value": 32}

@@ -67,8 +67,8 @@ def unit_cardinality(groups: Sequence[Group], sparsity: ArrayLike) -> _penalty.P
     >>> print(sparse["out"].T)
     [[1. 0. 2.]]
   """
-  groups = tuple(groups)
-  if not groups or not all(isinstance(group, Group) for group in groups):
+  known = isinstance(groups, Sequence) and all(isinstance(g, Group) for g in groups)
+  if not known or not groups:
     raise TypeError(f"groups must be groups of a plan, plan.groups, got {groups!r}.")
   of_norms = _sets.cardinality(sparsity)
   places = _places(groups)
