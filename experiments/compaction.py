@@ -235,26 +235,25 @@ def trained(
     for name in names:
       if name == "cifar10":
         found[name] = _resnets(places)
-        continue
-      task = WIDE[name]
-      data = tasks.load(task, places.data_dir, places.source)
-      networks = _networks(task, data, epochs, run)
-      tested = tasks.evaluator(task, data.test)
-      found[name] = {
-        "note": datasets.note(task.name, *data.test),
-        "networks": _compared(
-          task.title,
-          {
-            kind: (tasks.plain(task, params), {"validated": validated})
-            for kind, (params, validated) in networks.items()
-          },
-          jnp.asarray(data.test.x[: 16 if task.in_nats else 256]),
-          lambda model, tested=tested: tested(*nnx.split(model)),  # type: ignore[misc]
-        ),
-      }
+      else:
+        found[name] = _of_task(WIDE[name], places, epochs, run)
   folder = places.report("compaction", runs)
   result = results.result("compaction", {}, None, tasks=found)
   results.publish(folder / "trained.json", result, rebuild)
+
+
+def _of_task(
+  task: Task, places: cli.Common, epochs: int | None, run: Run
+) -> dict[str, Any]:
+  data = tasks.load(task, places.data_dir, places.source)
+  networks = {
+    kind: (tasks.plain(task, params), {"validated": validated})
+    for kind, (params, validated) in _networks(task, data, epochs, run).items()
+  }
+  x = jnp.asarray(data.test.x[: 16 if task.in_nats else 256])
+  tested = tasks.evaluator(task, data.test)
+  compared = _compared(task.title, networks, x, lambda net: tested(*nnx.split(net)))
+  return {"note": datasets.note(task.name, *data.test), "networks": compared}
 
 
 def _resnets(places: cli.Common) -> dict[str, Any]:

@@ -260,6 +260,8 @@ def test_sharded_leaves_give_the_same(axis_type):
 def test_channels_of_a_resnet():
   model = cifar.create("resnet18", width=1 / 8, seed=0)
   plan, params = plan_of(model, jnp.ones((1, 32, 32, 3)))
+  # Not the positions of a kernel, which a product with patches has as units.
+  assert min(group.size for group in plan.groups) == 8
   nnx.update(model, compaction.unit_cardinality(plan.groups, 1.0).prox(params, 1.0))
   after, params = plan_of(model, jnp.ones((1, 32, 32, 3)))
   # A layer needs one.

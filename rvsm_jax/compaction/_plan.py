@@ -34,6 +34,8 @@ class Place(NamedTuple):
 class Group(NamedTuple):
   """Units of one kind, each of which can only be removed from all places at once.
 
+  There are at least two, since one that is alone stays.
+
   Attributes:
     name: the path of the first leaf in the order of computation.
     size: number of units.
@@ -181,8 +183,11 @@ def make(
   )
   paths = ["/".join(path) for path, _ in arrays]
   order = _order(program)
+  # One that is alone stays whatever happens.
   groups = [
-    _group(units, paths, order, program, labels, liveness) for units in families
+    _group(units, paths, order, program, labels, liveness)
+    for units in families
+    if len(units) > 1
   ]
   stays = _stays(paths, order, program, labels)
   for k, reason in failed.items():
