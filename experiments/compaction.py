@@ -155,7 +155,7 @@ def train(model: nnx.Sequential, steps: int = 3000, lam: float = 5e-3) -> None:
 
 
 # Shares of dead units, the same in all layers, and of zeros one by one.
-_GROUPED = {"fashion_mnist": (0.5, 0.6, 0.7), "text": (0.5, 0.6)}
+_GROUPED = {"fashion_mnist": (0.5, 0.6, 0.7, 0.8), "text": (0.5, 0.6, 0.7, 0.8)}
 _SINGLE = {"fashion_mnist": (0.8, 0.9, 0.95), "text": (0.7,)}
 _RESNETS_TITLE = "CIFAR-10, ResNet-18 with a quarter of its channels"
 # Rows of `experiments cifar`.
