@@ -638,6 +638,33 @@ MUTANTS = (
     ),
   ),
   *_of(
+    "compaction/_unit_cardinality.py",
+    (
+      "units: weights count for the unit that they come from",
+      "if known is None or axis > known.axis:",
+      "if known is None or axis < known.axis:",
+      "unit_cardinality.py",
+    ),
+    (
+      "units: squares overflow",
+      "jnp.square(x.astype(dtype) / scale)",
+      "jnp.square(x.astype(dtype))",
+      "unit_cardinality.py::test_tiny_and_huge_units",
+    ),
+    (
+      "units: the groups ranked as one",
+      "[of_norms.prox(part, 1.0) != 0 for part in norms(leaves, units)]",
+      "[of_norms.prox(jnp.concatenate(norms(leaves, units)), 1.0) != 0]",
+      "unit_cardinality.py::test_the_largest_units_stay_as_they_are",
+    ),
+    (
+      "units: a step of zero drops",
+      "dropped = (step > 0) & ~kept",
+      "dropped = ~kept",
+      "unit_cardinality.py::test_dtypes_and_what_is_not_finite",
+    ),
+  ),
+  *_of(
     "export.py",
     (
       "export: -0.0 is a zero",

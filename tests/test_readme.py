@@ -1,5 +1,6 @@
 """The README is executed, and its numbers are those of the committed results."""
 
+import json
 import pathlib
 import re
 
@@ -39,6 +40,18 @@ def cells(text: str) -> list[list[str]]:
   rows = [line for line in text.splitlines() if line.startswith("|")]
   split = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
   return [row for row in split if not all(set(cell) <= set(":-") for cell in row)]
+
+
+def test_speed_is_that_of_a_committed_result():
+  file = ROOT / "experiments/results/compaction/trained.json"
+  networks = json.loads(file.read_text(encoding="utf-8"))["tasks"]["text"]["networks"]
+  dense = networks["dense"]["accuracy"]
+  known = {
+    (f"{one['speedup']:.1f}", f"{100 * (dense - one['accuracy']):.1f}")
+    for one in networks.values()
+  }
+  claim = r"([\d.]+) times faster on CPU and ([\d.]+) points less accurate"
+  assert re.search(claim, " ".join(README.split())).groups() in known
 
 
 def test_tables_stand_in_a_committed_result():
