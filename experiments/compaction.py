@@ -376,7 +376,7 @@ def _page_of_trained(report: dict[str, Any]) -> str:
     header += ["not zero", "multiplications, M", "ms", "speedup"]
     title = WIDE[name].title if name in WIDE else _RESNETS_TITLE
     parts += [f"## {title}", tables.table(header, rows)]
-    parts.append(f"Data: {found['note']}.")
+    parts.append(f"{_fastest(found['networks'])} Data: {found['note']}.")
   parts.append(
     "Units are the outputs of all layers with weights, and heads; milliseconds those of"
     " a batch (256 images; 16 pieces of text), of all cores together, medians of 15"
@@ -385,6 +385,23 @@ def _page_of_trained(report: dict[str, Any]) -> str:
     "Written by `python -m experiments compaction trained`."
   )
   return "\n\n".join(parts) + "\n"
+
+
+def _fastest(networks: dict[str, dict[str, Any]]) -> str:
+  """The fastest of those that lose at most a point."""
+  least = networks["dense"]["accuracy"] - 0.01
+  near = {
+    kind: one["speedup"]
+    for kind, one in networks.items()
+    if kind.endswith("compacted") and one["accuracy"] >= least
+  }
+  if not near:
+    return "No compacted network is within a point of the dense one."
+  best = max(near, key=lambda kind: near[kind])
+  return (
+    f"The fastest within a point of the dense network is *{best}*, {near[best]:.1f}"
+    " times as fast."
+  )
 
 
 def _page(report: dict[str, Any]) -> str:
