@@ -155,6 +155,17 @@ def test_what_has_no_unit_stays_and_a_part_of_the_groups_is_enough():
   assert rvsm_jax.sparsity([u["stem"], u["out"]]) == 0
 
 
+def test_a_state_is_told_from_its_params():
+  tx = rvsm_jax.rvsm_sgd(
+    0.1, compaction.unit_cardinality(PLAN.groups, 0.5), lam=1.0, beta=1.0
+  )
+  doubled = optax.tree.map_params(tx, lambda leaf: 2 * leaf, tx.init(tree()))
+  chex.assert_trees_all_equal(
+    rvsm_jax.sparse_params(doubled, tree()),
+    jax.tree.map(lambda leaf: 2 * leaf, half(tree())),
+  )
+
+
 def test_params_of_a_plan_of_variables():
   variables = {"params": tree(), "stats": {"count": jnp.ones(6)}}
   plan = compaction.plan(

@@ -92,6 +92,8 @@ def unit_cardinality(groups: Sequence[Group], sparsity: ArrayLike) -> _penalty.P
     _validate.check_nonnegative("step", step)
     step = jnp.asarray(step)
     _penalty.check_scalar(step, "unit_cardinality")
+    if not jax.tree.leaves(tree):
+      return tree
     leaves, units = _found(tree, places)
     kept = jnp.concatenate(
       [of_norms.prox(part, 1.0) != 0 for part in norms(leaves, units)]
