@@ -355,8 +355,8 @@ def _page_of_trained(report: dict[str, Any]) -> str:
     " dense; with `sparsify`, whose zeros may stand anywhere and save nothing here; and"
     " with `straight_through` and `compaction.unit_cardinality`, by which a share of"
     " the filters, neurons and heads dies, the same in all layers; `compaction.compact`"
-    " takes them out. A sixth of the training examples is kept for validation, but of"
-    " CIFAR-10, whose networks are rows of `python -m experiments cifar`.",
+    " takes them out. A sixth of the training examples is kept for validation, except"
+    " for CIFAR-10, whose networks are rows of `python -m experiments cifar`.",
   ]
   for name, found in report["tasks"].items():
     rows = [
