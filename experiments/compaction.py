@@ -266,24 +266,15 @@ def _resnets(places: cli.Common) -> dict[str, Any]:
     config = configs.Config(configs.ROWS[name], settings)
     with Run(runs / name, config) as run:
       cifar_train.train(config, run, places.data_dir, places.source)
-      model = cifar.create("resnet18", width=settings.width, seed=0)
-      kinds = {"params": nnx.Param, "statistics": nnx.BatchStat}
-      parts = {kind: nnx.state(model, variable) for kind, variable in kinds.items()}
-      file = run.directory / "network.safetensors"
-      for part in export.load(file, parts).values():
-        nnx.update(model, part)
-    model.eval()
-    networks[kind] = (model, {})
+      network, params, stats = cifar_train.Network.create(config)
+      kept = {"params": params, "statistics": stats}
+      kept = export.load(run.directory / "network.safetensors", kept)
+    networks[kind] = (nnx.merge(network.testing, *kept.values()), {})
 
   def evaluate(model: nnx.Module) -> tuple[float, float]:
-    graph, state = nnx.split(model)
-    return training.evaluator(
-      lambda state, extra, x: (
-        nnx.merge(graph, state)(cifar_train.normalized(x)),
-        extra,
-      ),
-      *(data.test, 500),
-    )(state)
+    parts: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, *states = parts
+    return training.evaluator(cifar_train.forward(graph), data.test, 500)(*states)
 
   x = cifar_train.normalized(jnp.asarray(data.test.x[:256]))
   compared = _compared(_RESNETS_TITLE, networks, x, evaluate)

@@ -175,6 +175,9 @@ def test_params_of_a_plan_of_variables():
   )
   penalty = compaction.unit_cardinality(plan.groups, 0.5)
   chex.assert_trees_all_equal(penalty.prox(tree(), 1.0), half(tree()))
+  # A name that several layers have says nothing of which is meant.
+  with pytest.raises(ValueError, match="no leaf has units"):
+    half({"kernel": jnp.ones((6, 2))})
 
 
 @pytest.mark.parametrize(

@@ -63,14 +63,14 @@ class Setting(NamedTuple):
   def by_share(
     self,
     make: Callable[[rvsm_jax.Penalty], optax.GradientTransformation],
-    penalty: Callable[[jax.Array], rvsm_jax.Penalty],
+    target: Callable[[jax.Array], rvsm_jax.Penalty],
     end: Any,
   ) -> optax.GradientTransformation:
     """A transformation with a penalty whose share of zeros rises as the ramp."""
 
     @optax.inject_hyperparams
     def at(sparsity: jax.Array) -> optax.GradientTransformation:
-      return make(penalty(sparsity))
+      return make(target(sparsity))
 
     return at(self.ramp(end))
 
@@ -114,14 +114,14 @@ def by_rank(scope: Any) -> Callable[[Any], rvsm_jax.Penalty]:
 
 
 def straight_through(
-  penalty: Callable[[Any], rvsm_jax.Penalty], mask: Any = rvsm_jax.kernels
+  target: Callable[[Any], rvsm_jax.Penalty], mask: Any = rvsm_jax.kernels
 ) -> Make:
-  """With a penalty of a share; the value is the end of the ramp."""
+  """With a penalty for each share; the value is the end of the ramp."""
   return lambda s: s.by_share(
     lambda penalty: rvsm_jax.straight_through(
       s.optimizer, penalty, step=1.0, mask=mask
     ),
-    *(penalty, s.value),
+    *(target, s.value),
   )
 
 

@@ -13,7 +13,6 @@ primitive without a rule all stay, and the report names them.
 """
 
 from collections.abc import Callable, Sequence
-import functools
 from typing import Any, TypeVar
 
 import jax
@@ -203,21 +202,9 @@ def apply(plan: Plan, tree: Any, *, values: bool | None = None) -> Any:
 def _match(plan: Plan, names: tuple[str, ...]) -> tuple[tuple[str, ...], int] | None:
   """The param on whose path a path ends, and what is in front of that."""
   for start in range(len(names) + 1):
-    if (index := _endings(plan.paths).get(names[start:])) is not None:
+    if (index := _plan.endings(plan.paths).get(names[start:])) is not None:
       return names[:start], index
   return None
-
-
-@functools.lru_cache(maxsize=8)
-def _endings(paths: tuple[tuple[str, ...], ...]) -> dict[tuple[str, ...], int]:
-  """Paths, and what is left of them without the name of a collection, if unique."""
-  shorter = [path[1:] for path in paths if len(path) > 1]
-  endings = {
-    path[1:]: k
-    for k, path in enumerate(paths)
-    if len(path) > 1 and shorter.count(path[1:]) == 1
-  }
-  return endings | {path: k for k, path in enumerate(paths)}
 
 
 def _taken(leaf: Any, keep: Sequence[np.ndarray | None]) -> Any:

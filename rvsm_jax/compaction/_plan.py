@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +125,18 @@ class Plan:
 def _some(names: Sequence[str], most: int = 4) -> str:
   more = len(names) - most
   return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+@functools.lru_cache(maxsize=8)
+def endings(paths: tuple[tuple[str, ...], ...]) -> dict[tuple[str, ...], int]:
+  """Paths, and what is left of them without the name of a collection, if unique."""
+  shorter = [path[1:] for path in paths if len(path) > 1]
+  unique = {
+    path[1:]: k
+    for k, path in enumerate(paths)
+    if len(path) > 1 and shorter.count(path[1:]) == 1
+  }
+  return unique | {path: k for k, path in enumerate(paths)}
 
 
 def make(

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from rvsm_jax import _masks, _penalty, _sets, _validate
-from rvsm_jax.compaction._plan import Group
+from rvsm_jax.compaction._plan import Group, endings
 
 
 class _Units(NamedTuple):
@@ -135,12 +135,12 @@ def _found(
   names = _masks.leaf_names(tree)
   found = jax.tree_util.tree_leaves_with_path(tree)
   leaves = [_validate.float_array("x", leaf) for _, leaf in found]
-  # A plan can be one of variables, whose collection the params do not name.
-  inner = {path.split("/", 1)[-1]: units for path, units in places.items()}
-  known, units = {**inner, **places}, list[_Units | None]()
+  known = endings(tuple(tuple(path.split("/")) for path in places))
+  all_units, units = [*places.values()], list[_Units | None]()
   for (path, _), x in zip(found, leaves, strict=True):
     name = "/".join(names[path])
-    one = known.get(name)
+    index = known.get(tuple(name.split("/")))
+    one = None if index is None else all_units[index]
     if one is not None and (x.ndim <= one.axis or x.shape[one.axis] != len(one.labels)):
       raise ValueError(
         f"unit_cardinality: the leaf {name!r} has shape {x.shape}, but"
